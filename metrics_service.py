@@ -1,0 +1,1234 @@
+#!/usr/bin/env python3
+"""Serve operational metrics of a shipments database over HTTP.
+
+  metrics_service.py                   serve, as the METRICS_* environment variables say (docs/configuration.md)
+  metrics_service.py --env-file FILE   the same, with the variables of FILE on top
+  metrics_service.py --check           validate everything and change nothing
+  metrics_service.py --demo            serve a scratch database with live traffic; needs no configuration
+
+The way of a request: webserver.Server, Service.respond, Store.snapshot (the one of this second, or one read
+transaction), metrics_document, JSON. The database is opened read-only, always; its figures come from rollups that
+its own triggers keep (schema.sql). What goes wrong while serving never ends the process: /metrics answers 503 or 500
+with the reason, the log says so once, and the next request that succeeds says that it is over.
+
+Exit codes: 0 stopped cleanly, 78 configuration or schema refused, 1 anything else.
+"""
+
+import argparse
+import calendar
+import collections
+import contextlib
+import ctypes
+import difflib
+import errno
+import json
+import logging
+import os
+import re
+import select
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+import urllib.parse
+import uuid
+
+import schema_check
+import supervision
+import webserver
+
+NAME = "metrics_service"
+VERSION = "0.1.0"
+FOLDER = os.path.dirname(os.path.abspath(__file__))
+
+EX_CONFIG = 78          # sysexits.h: something is wrong that only a person can mend
+DAILY_DAYS = 30         # days in the "daily" list
+HISTORY_HOURS = 672     # most hourly points that ?history= gives: 28 days
+FUTURE_LIMIT = 1000     # changes dated in the future are counted up to here; more costs and tells nothing
+BRIEF_WAIT = 0.25       # s to wait for a lock that was there a moment ago; only the first wait is worth the whole timeout
+PROGRESS_STEPS = 10000  # SQLite instructions between two looks at the deadline, well under a millisecond
+STOP_POLL = 0.1         # s in which the accept loop notices a stop
+LOG_RETRY = 5           # s between two tries of a log file that could not be written
+DAY = 86400
+STATUSES = ("pending", "pre_transit", "in_transit", "out_for_delivery", "available_for_pickup", "attempted", "exception",
+            "delivered", "returned", "cancelled")
+AGE_BANDS = (("under_1_day", 1), ("1_to_3_days", 3), ("3_to_7_days", 7), ("over_7_days", None))  # overdue for up to n days
+LATENCY_BOUNDS = (.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1.0, 2.5, 5.0, 10.0)  # s
+
+# ---- SQL, in the order of asking. An unknown carrier, mode or reason is '' in the rollups.
+
+SCHEMA_VERSION = "PRAGMA schema_version"
+DATA_VERSION = "PRAGMA data_version"
+
+BOUNDS = "SELECT le FROM transit_bounds ORDER BY le"
+BY_STATUS = "SELECT status, sum(shipments) FROM rollup_lane GROUP BY status"
+
+LANES = """
+    SELECT {key}, sum(shipments),
+           sum(CASE WHEN status IN ('delivered', 'returned', 'cancelled') THEN 0 ELSE shipments END),
+           sum(CASE status WHEN 'exception' THEN shipments ELSE 0 END),
+           sum(CASE status WHEN 'delivered' THEN shipments ELSE 0 END),
+           sum(on_time), sum(late), sum(late_seconds), sum(transits), sum(transit_seconds), sum(negative)
+    FROM rollup_lane GROUP BY {key} ORDER BY 2 DESC, 1"""
+LANES_BY_CARRIER = LANES.format(key="carrier")
+LANES_BY_MODE = LANES.format(key="mode")
+
+TRANSIT = "SELECT {key}, le, sum(shipments) FROM rollup_transit GROUP BY {key}, le ORDER BY {key}, le"
+TRANSIT_BY_CARRIER = TRANSIT.format(key="carrier")
+TRANSIT_BY_MODE = TRANSIT.format(key="mode")
+
+# Whole hours from the rollup; of the current hour those promised at an instant that has passed. A promise for a day runs
+# out with the hour 23, so it never is among the latter.
+OVERDUE = """
+    SELECT carrier, mode, sum(shipments),
+           sum(CASE WHEN hour >= :band0 THEN shipments ELSE 0 END),
+           sum(CASE WHEN hour >= :band1 AND hour < :band0 THEN shipments ELSE 0 END),
+           sum(CASE WHEN hour >= :band2 AND hour < :band1 THEN shipments ELSE 0 END)
+    FROM rollup_due WHERE hour < :hour GROUP BY carrier, mode
+    UNION ALL
+    SELECT coalesce(carrier, ''), coalesce(mode, ''), count(*), count(*), 0, 0
+    FROM shipments
+    WHERE status NOT IN ('delivered', 'returned', 'cancelled') AND promised_at IS NOT NULL
+      AND promised_at > :hour AND promised_at < :now
+    GROUP BY 1, 2"""
+
+EXCEPTIONS = "SELECT reason, shipments FROM rollup_exception ORDER BY shipments DESC, reason"
+HOURS = "SELECT hour, created, delivered, on_time, late FROM rollup_hour WHERE hour >= :since AND hour <= :hour ORDER BY hour"
+NEWEST_CHANGE = "SELECT max(updated_at) FROM shipments WHERE updated_at <= :now"
+FUTURE_CHANGES = "SELECT count(*) FROM (SELECT 1 FROM shipments WHERE updated_at > :now LIMIT %d)" % FUTURE_LIMIT
+
+# ---- Time
+
+def instant(seconds):
+    """Unix time as 'YYYY-MM-DDTHH:MM:SSZ'."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+
+
+def hour_of(seconds):
+    """Unix time as the hour 'YYYY-MM-DDTHH' of the rollups."""
+    return time.strftime("%Y-%m-%dT%H", time.gmtime(seconds))
+
+
+def unix_time(stamp):
+    """The Unix time of an instant as the database writes it."""
+    return calendar.timegm(time.strptime(stamp, "%Y-%m-%dT%H:%M:%SZ"))
+
+
+# ---- Settings: each METRICS_* variable once, with its default, its range and the cure for a bad value
+
+Setting = collections.namedtuple("Setting", "field default parse cure")
+Given = collections.namedtuple("Given", "value source folder")  # folder: where a relative path starts
+Settings = collections.namedtuple("Settings", "db_path host port log_file log_format log_level pid_file query_timeout "
+                                              "stale_seconds drain_seconds")
+
+
+def plain(value, folder):
+    return value
+
+
+def file_path(value, folder):
+    if "\0" in value:
+        raise ValueError("contains a NUL character")
+    return os.path.abspath(os.path.join(folder, value))
+
+
+def number(kind, low, high):
+    """A parser for a plain decimal number in a range: Python's own would take '1_0', ' 5' and 'nan' too."""
+    pattern = r"\d{1,9}" if kind is int else r"\d{1,9}(\.\d{1,9})?"
+
+    def parse(value, folder):
+        if not re.match(pattern + r"\Z", value, re.ASCII) or not low <= kind(value) <= high:
+            raise ValueError("is not a %snumber from %s to %s" % ("whole " if kind is int else "", low, high))
+        return kind(value)
+    return parse
+
+
+def choice(*words):
+    def parse(value, folder):
+        if value not in words:
+            raise ValueError("is none of " + ", ".join(words))
+        return value
+    return parse
+
+
+SETTINGS = (
+    Setting("db_path", None, file_path, "the shipments database, such as /srv/shipments.db; 'python3 seed.py FILE' makes one"),
+    Setting("host", "127.0.0.1", plain, "the address to listen on, such as 127.0.0.1"),
+    Setting("port", 8321, number(int, 0, 65535), "a free port, such as 8321; 0 takes any free one"),
+    Setting("log_file", None, file_path, "a file this user may write; unset means stdout"),
+    Setting("log_format", "text", choice("text", "json"), "text or json"),
+    Setting("log_level", "info", choice("debug", "info", "warning", "error"), "debug, info, warning or error"),
+    Setting("pid_file", os.path.join(FOLDER, NAME + ".pid"), file_path, "a file in a folder this user may write"),
+    Setting("query_timeout", 2.0, number(float, 0.1, 30), "seconds a query may take and a lock may hold it up, such as 2"),
+    Setting("stale_seconds", 60.0, number(float, 0, 3600), "seconds the last good figures are served while the database is locked"),
+    Setting("drain_seconds", 5.0, number(float, 0, 60), "seconds that requests in flight are waited for at a stop"),
+)
+VARIABLES = collections.OrderedDict(("METRICS_" + setting.field.upper(), setting) for setting in SETTINGS)
+
+
+def gather(env_file):
+    """Variable name -> Given, of the environment and on top of it the env file. Raises OSError or supervision.EnvFileError."""
+    given = {name: Given(value, "the environment", os.getcwd()) for name, value in os.environ.items()}
+    if env_file:
+        folder = os.path.dirname(os.path.abspath(env_file))
+        for variable in supervision.read_env_file(env_file):
+            given[variable.name] = Given(variable.value, "%s line %d" % (env_file, variable.line), folder)
+    return {name: value for name, value in given.items() if name.startswith("METRICS_")}
+
+
+def strangers(given):
+    """A complaint for each METRICS_ variable that nothing reads: a misspelt setting must not be a silent default."""
+    for name in sorted(given):
+        if name not in VARIABLES and not name.startswith("METRICS_CHECK_"):
+            near = difflib.get_close_matches(name, VARIABLES, 1)
+            yield "%s (from %s) is not a setting; %s" % (
+                name, given[name].source, "did you mean %s?" % near[0] if near else "remove it, or see docs/configuration.md")
+
+
+def load_settings(given):
+    """(Settings, complaints): a setting that is missing or bad has its default, and a complaint that names it and the cure."""
+    values, complaints = [], list(strangers(given))
+    for name, setting in VARIABLES.items():
+        value = setting.default
+        if name in given and given[name].value:
+            try:
+                value = setting.parse(given[name].value, given[name].folder)
+            except ValueError as error:
+                complaints.append("%s is '%s' (from %s), which %s; set it to %s" % (
+                    name, given[name].value, given[name].source, error, setting.cure))
+        elif name == "METRICS_DB_PATH":
+            state = "is empty (from %s)" % given[name].source if name in given else "is not set"
+            complaints.append("%s %s; set it to %s" % (name, state, setting.cure))
+        values.append(value)
+    return Settings(*values), complaints
+
+
+def read_settings(env_file):
+    """load_settings of the environment and the env file. Of a file that cannot be read whole nothing counts."""
+    try:
+        return load_settings(gather(env_file))
+    except (OSError, supervision.EnvFileError) as error:
+        return load_settings({"METRICS_DB_PATH": Given("unknown", "", "/")})[0], ["the env file cannot be used: %s" % error]
+
+
+# ---- Log: one event, one line, to the file or, while that cannot be written, to stdout
+
+LOGGER = logging.getLogger(NAME)
+LOGGER.addHandler(logging.NullHandler())  # until start_log: --check reports on its own
+LOGGER.propagate = False
+ECS_FIELDS = {"reason": "event.reason", "error": "error.message", "stack": "error.stack_trace", "method": "http.request.method",
+              "path": "url.path", "user_agent": "user_agent.original"}
+ERRNO_REASONS = {errno.ENOENT: "missing", errno.ENOTDIR: "missing", errno.EACCES: "denied", errno.EPERM: "denied",
+                 errno.EISDIR: "is_directory", errno.ENOSPC: "disk_full", errno.EDQUOT: "disk_full", errno.EFBIG: "disk_full",
+                 errno.EROFS: "readonly", errno.EMFILE: "descriptors", errno.ENFILE: "descriptors"}
+
+
+def errno_reason(error):
+    """The reason word of an OSError."""
+    return ERRNO_REASONS.get(error.errno, "io_error")
+
+
+def file_identity(status):
+    """What tells one file from another that bears its name."""
+    return status.st_dev, status.st_ino
+
+
+def event(level, name, **fields):
+    """Logs an event by its name, with its fields in the order given."""
+    LOGGER.log(level, name, extra={"fields": fields})
+
+
+def shown(value):
+    """A value as key=value shows it: bare, or a JSON string where it is empty, or a space, quote or control character is in it."""
+    value = str(value)
+    return value if re.match(r"[^\s\"=\\\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+\Z", value) else json.dumps(value)
+
+
+def log_time(record):
+    return "%s.%03dZ" % (time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)), record.msecs)
+
+
+def text_line(record):
+    fields = ["%s=%s" % (key, shown(value)) for key, value in record.fields.items()]
+    return " ".join([log_time(record), record.levelname, record.msg] + fields)
+
+
+def json_line(record):
+    """The record in the field names of the Elastic Common Schema; what ECS has no name for goes under our own."""
+    fields = ["%s=%s" % (key, shown(value)) for key, value in record.fields.items() if key != "stack"]
+    line = {"@timestamp": log_time(record), "log.level": record.levelname.lower(), "message": " ".join([record.msg] + fields),
+            "ecs.version": "8.11", "service.name": NAME, "process.pid": record.process, "event.action": record.msg}
+    line.update((ECS_FIELDS.get(key, "%s.%s" % (NAME, key)), value) for key, value in record.fields.items())
+    return json.dumps(line)
+
+
+LINES = {"text": text_line, "json": json_line}
+
+
+class Log(logging.Handler):
+    """Writes events to a file, by the name it has at that moment, so that a rotated file is left alone. What the file cannot
+    take goes to stdout, with one warning, and the file is tried again every LOG_RETRY seconds. Never raises.
+    """
+
+    def __init__(self, path=None, form="text", level="info"):
+        super().__init__()
+        self.path, self.line, self.threshold = path, LINES[form], logging.getLevelName(level.upper())
+        self.descriptor = self.inode = None
+        self.reason, self.retry_at, self.torn = None, 0, False  # reason: why the file is not written; torn: it ends in half a line
+        self.errors, self.last_error, self.last_recovery, self.lost = 0, None, None, 0
+
+    def emit(self, record):
+        over = record.msg.endswith("_recovered")
+        if record.levelno >= logging.ERROR:
+            self.errors, self.last_error = self.errors + 1, record.created
+        if over:
+            self.last_recovery = record.created
+        if over or record.levelno >= self.threshold:  # whoever was told of the trouble is told of its end, at any level
+            self.write(self.line(record))
+
+    def write(self, line):
+        if self.path:
+            self.retry()
+            try:
+                if not self.reason:
+                    self.write_file(line)
+                    return
+            except OSError as error:
+                self.fall_back(error)
+        self.write_stdout(line)
+
+    def retry(self):
+        """Tries a file that failed, if it is time, with the line that says so: if it takes that, it is mended."""
+        if not self.reason or time.monotonic() < self.retry_at:
+            return
+        record = LOGGER.makeRecord(NAME, logging.INFO, "", 0, "log_recovered", (), None,
+                                   extra={"fields": {"reason": self.reason, "path": self.path}})
+        try:
+            self.write_file(self.line(record))
+        except OSError as error:
+            self.fall_back(error)
+        else:
+            self.reason, self.last_recovery = None, record.created
+
+    def write_file(self, line):
+        """Appends the line. Raises OSError."""
+        self.reopen()
+        data = (("\n" if self.torn else "") + line + "\n").encode("utf-8", "backslashreplace")
+        while data:
+            data = data[os.write(self.descriptor, data):]
+            self.torn = bool(data)
+
+    def reopen(self):
+        """Opens the file, or opens it again when its name belongs to another file by now, or to none."""
+        if self.descriptor is not None:
+            with contextlib.suppress(OSError):  # no such name any more: make it anew
+                if file_identity(os.stat(self.path)) == self.inode:
+                    return
+            self.close_file()
+        # Without O_NONBLOCK a FIFO that nobody reads would hang us; with O_NOFOLLOW root cannot be led elsewhere (CVE-2016-1247).
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
+        self.descriptor = os.open(self.path, flags | (os.O_NOFOLLOW if os.geteuid() == 0 else 0), 0o640)
+        self.inode = file_identity(os.fstat(self.descriptor))
+
+    def fall_back(self, error):
+        self.close_file()
+        self.retry_at = time.monotonic() + LOG_RETRY
+        first, self.reason = not self.reason, errno_reason(error)
+        if first:
+            event(logging.WARNING, "log_fallback", reason=self.reason, target="stdout",
+                  detail="the log file %s cannot be written (%s); logging to stdout, trying again every %d s" % (
+                      self.path, error.strerror, LOG_RETRY))
+
+    def write_stdout(self, line):
+        try:
+            sys.stdout.write(line.encode("ascii", "backslashreplace").decode() + "\n")
+            sys.stdout.flush()
+        except (OSError, ValueError):  # nobody reads stdout, or it was closed: losing a line never costs a request
+            self.lost += 1
+
+    def close_file(self):
+        if self.descriptor is not None:
+            os.close(self.descriptor)
+            self.descriptor = None
+
+    def document(self):
+        with self.lock:
+            self.retry()  # here too: a service with nothing to log would never notice that its file was mended
+        return {
+            "target": "file" if self.path and not self.reason else "stdout",
+            "path": self.path,
+            "fallback": bool(self.reason),
+            "reason": self.reason,
+            "errors_total": self.errors,
+            "last_error_at": self.last_error and instant(self.last_error),
+            "last_recovery_at": self.last_recovery and instant(self.last_recovery),
+            "lost_lines_total": self.lost,
+        }
+
+
+def start_log(settings):
+    """The Log of the settings, installed. A file that cannot be opened is found out with the first event."""
+    log = Log(settings.log_file, settings.log_format, settings.log_level)
+    LOGGER.handlers[:] = [log]
+    LOGGER.setLevel(logging.DEBUG)
+    return log
+
+
+# ---- Reasons: what sqlite3 says is ambiguous, so the facts are looked at
+
+class Trouble(Exception):
+    """The shipment figures cannot be had: the reason as a word of the closed list, the detail as a sentence, the HTTP status."""
+
+    def __init__(self, reason, detail, status=503):
+        super().__init__(detail)
+        self.reason, self.detail, self.status = reason, detail, status
+
+
+MESSAGES = (  # in what sqlite3 says: the reason, where that alone decides
+    ("is locked", "locked"), ("interrupted", "timeout"), ("no such ", "schema_mismatch"), ("decode to UTF-8", "encoding"),
+    ("disk is full", "disk_full"), ("disk I/O error", "io_error"), ("not a database", "corrupt"), ("malformed", "corrupt"))
+SQLITE_MAGIC = b"SQLite format 3\0"
+
+
+def peek(path):
+    """The first 100 bytes of the database file. Raises OSError. Only while no connection of this process is open: closing the
+    file would drop its POSIX locks (sqlite.org/howtocorrupt.html, 2.2)."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        return os.read(descriptor, 100)
+    finally:
+        os.close(descriptor)
+
+
+def damage(path, header):
+    """(reason, detail) of a file that SQLite calls no database or malformed."""
+    size = os.stat(path).st_size
+    if not size:
+        return "truncated", "the file is empty (0 bytes)"
+    if header[:16] != SQLITE_MAGIC:
+        return "corrupt", "its first bytes are not those of a SQLite database"
+    page = int.from_bytes(header[16:18], "big")
+    pages = int.from_bytes(header[28:32], "big")
+    if size < pages * (65536 if page == 1 else page):
+        return "truncated", "the file has %d bytes, its header says %d pages of %d" % (size, pages, page)
+    return "corrupt", "its pages contradict each other"
+
+
+def obstacle(path, header):
+    """(reason, detail) of a file that is there and readable, yet cannot be opened or wants to be written."""
+    if header[18:20] == b"\2\2":
+        return "wal", ("it is in WAL mode, which a reader without write permission on the folder can read only while a writer "
+                       "is connected; 'PRAGMA journal_mode=DELETE' by its owner ends that")
+    if os.path.exists(path + "-journal"):
+        return "hot_journal", ("a writer died in the middle of a transaction and left %s-journal; any read-write opening heals "
+                               "it: python3 seed.py %s --verify; never delete the journal" % (path, path))
+    return "readonly", "it could only be read after writing to it"
+
+
+def look(path, reason):
+    """(reason, detail) from the file itself, for what sqlite3's message leaves open."""
+    try:
+        header = peek(path)
+        return damage(path, header) if reason == "corrupt" else obstacle(path, header)
+    except OSError as error:
+        return errno_reason(error), error.strerror
+
+
+def lock_holders(path):
+    pids = [pid for pid in supervision.file_holders(path) if pid != os.getpid()]
+    return "held by " + ", ".join(map(supervision.describe, pids)) if pids else "whose process is not visible from here"
+
+
+def diagnose(error, path, waited):
+    """The Trouble that a sqlite3.Error means. The connection it came from is closed, unless the reason is locked or timeout."""
+    message = str(error)
+    reason = next((reason for part, reason in MESSAGES if part in message), None)
+    if reason == "locked":
+        detail = "a writer holds the lock, %s; waited %.1f s" % (lock_holders(path), waited)
+    elif reason == "timeout":
+        detail = "the query took longer than METRICS_QUERY_TIMEOUT, %.1f s" % waited
+    elif reason in (None, "corrupt"):
+        reason, detail = look(path, reason)
+    else:
+        detail = "see docs/runbook.md"
+    return Trouble(reason, "database %s: %s (sqlite3: %s)" % (path, detail, message), 500 if reason == "schema_mismatch" else 503)
+
+
+# ---- Figures: everything one snapshot holds, asked in one read transaction
+
+Lane = collections.namedtuple("Lane", "name shipments open exception delivered on_time late late_seconds transits transit_seconds "
+                                      "negative")
+Overdue = collections.namedtuple("Overdue", "carrier mode shipments under_1 under_3 under_7")
+Hour = collections.namedtuple("Hour", "hour created delivered on_time late")
+Figures = collections.namedtuple("Figures", "now bounds statuses carriers modes carrier_transit mode_transit overdue exceptions hours "
+                                            "newest_change future_changes schema_version")
+
+
+def histograms(rows):
+    """Rows of (name, upper bound, count) as name -> Counter of counts by upper bound."""
+    by_name = collections.defaultdict(collections.Counter)
+    for name, bound, count in rows:
+        by_name[name][bound] = count
+    return by_name
+
+
+def ask(connection, now):
+    """The Figures at the Unix time now. Raises sqlite3.Error."""
+    bands = {"band%d" % i: hour_of(now - days * DAY) for i, (_, days) in enumerate(AGE_BANDS) if days}
+    moment = dict(bands, now=instant(now), hour=hour_of(now), since=instant(now - (DAILY_DAYS - 1) * DAY)[:10])
+
+    def rows(sql, shape=tuple):
+        return [shape(row) for row in connection.execute(sql, moment)]
+
+    return Figures(
+        now, [bound for bound, in rows(BOUNDS)], dict(rows(BY_STATUS)), rows(LANES_BY_CARRIER, Lane._make), rows(LANES_BY_MODE, Lane._make),
+        histograms(rows(TRANSIT_BY_CARRIER)), histograms(rows(TRANSIT_BY_MODE)), rows(OVERDUE, Overdue._make),
+        rows(EXCEPTIONS), rows(HOURS, Hour._make), rows(NEWEST_CHANGE)[0][0], rows(FUTURE_CHANGES)[0][0],
+        rows(schema_check.VERSION)[0][0])
+
+
+# ---- Store: the connection, the last snapshot, and what is wrong with the database now
+
+Snapshot = collections.namedtuple("Snapshot", "figures stale")  # stale: the Trouble that an older snapshot bridges, or None
+
+
+def in_force(findings):
+    """The findings worth a warning while serving; next to an error, which says more, none."""
+    grades = {finding.grade for finding in findings}
+    return [] if "error" in grades else [finding.text for finding in findings if finding.grade in ("version", "warning")]
+
+
+class Store:
+    """The database file as it is read. One thread asks at a time; the others share its answer."""
+
+    def __init__(self, path, timeout, stale_seconds, clock=time.time):
+        self.path, self.timeout, self.stale_seconds, self.clock = path, timeout, stale_seconds, clock
+        self.wanted = schema_check.wanted_schema()
+        self.lock = threading.Lock()
+        self.connection = self.inode = self.size = self.deadline = None
+        self.schema_version = self.data_version = None      # as of the findings, as of the last snapshot
+        self.findings, self.last, self.good_at = [], None, None
+        self.trouble, self.failed_at, self.said = None, 0.0, None   # said: the (event, reason) of the last line in the log
+        self.queries, self.seconds, self.last_seconds, self.max_seconds = 0, 0.0, None, None
+        self.failures, self.replaced = collections.Counter(), 0
+
+    def snapshot(self):
+        """The Snapshot of this second. Raises Trouble, within the query timeout."""
+        arrived = time.monotonic()
+        with self.lock:
+            if not self.trouble or self.failed_at < arrived:  # else: who waited for a failing attempt shares its outcome
+                self.attempt()
+            if self.trouble:
+                return self.bridge()
+            return Snapshot(self.last, None)
+
+    def attempt(self):
+        started = time.monotonic()
+        try:
+            self.refresh(started)
+            self.trouble, self.good_at = None, time.monotonic()
+        except Trouble as trouble:
+            self.trouble, self.failed_at = trouble, time.monotonic()
+            self.failures[trouble.reason] += 1
+        self.say()
+
+    def bridge(self):
+        """The last good figures while a writer holds the lock, and only then, for a limited time."""
+        if not self.bridging():
+            raise self.trouble
+        return Snapshot(self.last, self.trouble)
+
+    def bridging(self):
+        return (self.trouble and self.trouble.reason == "locked" and self.last is not None
+                and self.age() <= self.stale_seconds)
+
+    def age(self):
+        """Seconds since the last good snapshot was known to be true."""
+        return time.monotonic() - self.good_at
+
+    def say(self):
+        """Logs a change of state, once."""
+        trouble = self.trouble
+        if not trouble:
+            said = None
+        elif self.bridging():
+            said = "database_stale", trouble.reason
+        else:
+            said = "schema_mismatch" if trouble.reason == "schema_mismatch" else "database_unavailable", trouble.reason
+        if said == self.said:
+            return
+        if said:
+            level = logging.WARNING if said[0] == "database_stale" else logging.ERROR
+            event(level, said[0], reason=said[1], detail=trouble.detail)
+        else:
+            event(logging.INFO, "database_recovered", reason=self.said[1], path=self.path)
+        self.said = said
+
+    def refresh(self, started):
+        """Brings self.last up to date. Raises Trouble."""
+        patience = BRIEF_WAIT if self.trouble and self.trouble.reason == "locked" else self.timeout
+        self.deadline = started + self.timeout
+        try:
+            self.reopen()
+            self.connection.execute("PRAGMA busy_timeout = %d" % (patience * 1000))
+            with self.transaction():
+                self.read(int(self.clock()))
+        except sqlite3.Error as error:
+            if not ("is locked" in str(error) or "interrupted" in str(error)):
+                self.close()
+            raise diagnose(error, self.path, time.monotonic() - started)
+
+    def reopen(self):
+        """Opens the file that bears the name now. Raises Trouble or sqlite3.Error."""
+        try:
+            status = os.stat(self.path)
+        except OSError as error:
+            raise self.gone(error)
+        inode, self.size = file_identity(status), status.st_size
+        if self.connection and inode != self.inode:
+            self.close()
+            self.replaced += 1
+            event(logging.WARNING, "database_replaced", path=self.path,
+                  detail="another file bears the name now (inode %d, before %d); reading that one" % (inode[1], self.inode[1]))
+        if not self.connection:
+            uri = "file:%s?mode=ro" % urllib.parse.quote(self.path)
+            self.connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
+            self.connection.set_progress_handler(lambda: time.monotonic() > self.deadline, PROGRESS_STEPS)
+            self.inode, self.schema_version, self.data_version = inode, None, None
+
+    def gone(self, error):
+        """The Trouble of a path that has no file. The connection stays open: it may hold the last copy of the data."""
+        detail = "database %s: %s" % (self.path, error.strerror)
+        for descriptor, name in supervision.open_files(os.getpid()) if self.connection else ():
+            if self.inode == file_identity(os.stat(descriptor)):
+                detail += ("; it was deleted, but is still open here: copy %s before any restart" % descriptor
+                           if name.endswith(" (deleted)") else "; it was moved to %s" % name)
+                break
+        return Trouble(errno_reason(error), detail)
+
+    @contextlib.contextmanager
+    def transaction(self):
+        self.connection.execute("BEGIN")
+        try:
+            yield
+        finally:
+            with contextlib.suppress(sqlite3.Error):  # after some errors SQLite has rolled back by itself
+                self.connection.execute("ROLLBACK")
+
+    def read(self, now):
+        """The new figures, unless the second and the data are those of the last. The schema is compared whenever it moves."""
+        if not self.size:
+            raise Trouble("truncated", "database %s: the file is empty (0 bytes)" % self.path)
+        data_version = self.one(DATA_VERSION)
+        schema_version = self.one(SCHEMA_VERSION)
+        if schema_version != self.schema_version:
+            self.compare()
+            self.schema_version = schema_version
+        if self.errors():
+            raise Trouble("schema_mismatch", "database %s: %s; it needs the schema of this release (schema.sql)" % (
+                self.path, "; ".join(self.errors())), 500)
+        if self.last and self.last.now == now and self.data_version == data_version:
+            return
+        started = time.monotonic()
+        self.last = ask(self.connection, now)
+        self.data_version = data_version
+        self.measure(time.monotonic() - started)
+
+    def one(self, sql):
+        return self.connection.execute(sql).fetchone()[0]
+
+    def errors(self):
+        return [finding.text for finding in self.findings if finding.grade == "error"]
+
+    def compare(self):
+        warned = in_force(self.findings)
+        self.findings = schema_check.compare(schema_check.read_schema(self.connection), self.wanted)
+        for finding in in_force(self.findings):
+            event(logging.WARNING, "schema_warning", detail=finding)
+        if warned and not self.findings:
+            event(logging.INFO, "schema_recovered", path=self.path)
+
+    def measure(self, seconds):
+        self.queries += 1
+        self.seconds += seconds
+        self.last_seconds, self.max_seconds = seconds, max(seconds, self.max_seconds or 0)
+
+    def close(self):
+        if self.connection:
+            with contextlib.suppress(sqlite3.Error):  # it is being given up, for a reason that is reported
+                self.connection.close()
+        self.connection = None
+
+
+# ---- Documents: figures as JSON. Nothing to evaluate gives null, never 0.
+
+def rounded(value, digits=6):
+    return None if value is None else round(value, digits)
+
+
+def ratio(part, whole, digits=6):
+    return round(part / whole, digits) if whole else None
+
+
+def quantile(counts, bounds, q):
+    """The q-quantile of a Counter by upper bound, interpolated within its bucket from the bound below, as Prometheus does;
+    one that lies in the last bucket, which has no end, is given as the bound below it. None without counts."""
+    rank = q * sum(counts.values())
+    seen, below = 0, 0
+    for bound in bounds:
+        if counts[bound] and seen + counts[bound] >= rank:
+            return below if bound == bounds[-1] else below + (bound - below) * (rank - seen) / counts[bound]
+        seen, below = seen + counts[bound], bound
+    return None
+
+
+def transit_document(lane, counts, bounds):
+    return {
+        "count": lane.transits,
+        "mean": ratio(lane.transit_seconds, lane.transits, 1),
+        "p50": rounded(quantile(counts, bounds, .5), 1),
+        "p95": rounded(quantile(counts, bounds, .95), 1),
+        "negative": lane.negative,
+    }
+
+
+def delivery_document(lane, counts, bounds):
+    evaluated = lane.on_time + lane.late
+    return {
+        "delivered": lane.delivered,
+        "evaluated": evaluated,
+        "on_time": lane.on_time,
+        "late": lane.late,
+        "on_time_rate": ratio(lane.on_time, evaluated),
+        "late_seconds": {"mean": ratio(lane.late_seconds, lane.late, 1)},
+        "transit_seconds": transit_document(lane, counts, bounds),
+    }
+
+
+def lane_documents(label, lanes, transit, figures):
+    """One object for each carrier or mode, most shipments first; label is the key that holds its name, null for unknown."""
+    overdue = collections.Counter()
+    for row in figures.overdue:
+        overdue[getattr(row, label)] += row.shipments
+    documents = []
+    for lane in lanes:
+        document = {label: lane.name or None, "shipments": lane.shipments, "open": lane.open, "overdue": overdue[lane.name],
+                    "exception": lane.exception}
+        document.update(delivery_document(lane, transit[lane.name], figures.bounds))
+        documents.append(document)
+    return documents
+
+
+def shipments_document(figures, total):
+    overdue = sum(row.shipments for row in figures.overdue)
+    bands = [sum(column) for column in zip(*(row[3:] for row in figures.overdue))] or [0, 0, 0]
+    return {
+        "total": total.shipments,
+        "open": total.open,
+        "overdue": overdue,
+        "by_status": {status: figures.statuses.get(status, 0) for status in STATUSES},
+        "overdue_by_age": dict(zip([name for name, _ in AGE_BANDS], bands + [overdue - sum(bands)])),
+        "exceptions_by_reason": [{"reason": reason or None, "shipments": count} for reason, count in figures.exceptions],
+    }
+
+
+def flow_document(label, name, hours):
+    created, delivered, on_time, late = [sum(column) for column in zip(*(hour[1:] for hour in hours))] or (0, 0, 0, 0)
+    return {label: name, "created": created, "delivered": delivered, "on_time": on_time, "late": late,
+            "on_time_rate": ratio(on_time, on_time + late)}
+
+
+def daily_document(figures):
+    by_day = collections.defaultdict(list)
+    for hour in figures.hours:
+        by_day[hour.hour[:10]].append(hour)
+    days = [instant(figures.now - back * DAY)[:10] for back in reversed(range(DAILY_DAYS))]
+    return [flow_document("date", day, by_day[day]) for day in days]
+
+
+def history_document(figures, hours):
+    """The last `hours` hourly points, oldest first; the last of them is the hour that is not over."""
+    by_hour = {hour.hour: [hour] for hour in figures.hours}
+    names = [hour_of(figures.now - back * 3600) for back in reversed(range(hours))]
+    return [flow_document("hour", name, by_hour.get(name, ())) for name in names]
+
+
+def metrics_document(figures, history):
+    """The shipment figures: all of /metrics but the service's own blocks."""
+    total = Lane(None, *[sum(column) for column in zip(*(lane[1:] for lane in figures.modes))] or [0] * (len(Lane._fields) - 1))
+    transit = sum(figures.mode_transit.values(), collections.Counter())
+    document = {
+        "shipments": shipments_document(figures, total),
+        "delivery": delivery_document(total, transit, figures.bounds),
+        "by_carrier": lane_documents("carrier", figures.carriers, figures.carrier_transit, figures),
+        "by_mode": lane_documents("mode", figures.modes, figures.mode_transit, figures),
+        "daily": daily_document(figures),
+    }
+    if history:
+        document["history"] = history_document(figures, history)
+    return document
+
+
+# ---- Service: the routes, and what it counts of itself
+
+class Traffic:
+    """Requests answered, by status code and by latency."""
+
+    def __init__(self):
+        self.lock = threading.Lock()
+        self.codes, self.latency = collections.Counter(), collections.Counter()
+        self.seconds, self.slowest = 0.0, None
+
+    def observe(self, line, status, seconds):
+        bound = next((bound for bound in LATENCY_BOUNDS if seconds <= bound), float("inf"))
+        with self.lock:
+            self.codes[status] += 1
+            self.latency[bound] += 1
+            self.seconds += seconds
+            self.slowest = max(seconds, self.slowest or 0)
+        event(logging.DEBUG, "request", line=line, status=status, seconds=round(seconds, 6))
+
+    def document(self, in_flight):
+        bounds = LATENCY_BOUNDS + (float("inf"),)
+        with self.lock:
+            total = sum(self.codes.values())
+            return {
+                "total": total,
+                "in_flight": in_flight,
+                "by_code": {str(code): count for code, count in sorted(self.codes.items())},
+                "latency_seconds": {
+                    "count": total,
+                    "mean": ratio(self.seconds, total),
+                    "p50": rounded(quantile(self.latency, bounds, .5)),
+                    "p95": rounded(quantile(self.latency, bounds, .95)),
+                    "max": rounded(self.slowest),
+                },
+            }
+
+
+def health_entry(component, status, reason=None, output=None, **observed):
+    entry = {"componentType": component, "status": status}
+    entry.update(observed)
+    if reason:
+        entry.update(reason=reason, output=output)
+    return [entry]
+
+
+class Service:
+    """The application behind the server: one function a route, one place that turns trouble into a status code."""
+
+    def __init__(self, settings, log, store, clock=time.time):
+        self.log, self.store, self.clock = log, store, clock
+        self.settings = settings
+        self.instance = uuid.uuid4().hex  # new at every start: how a restart proves that the new one answers
+        self.started, self.started_at = time.monotonic(), clock()
+        self.traffic = Traffic()
+        self.in_flight = lambda: 0
+        self.rendered = None, None, None  # snapshot, history, body
+        self.routes = {"/metrics": self.metrics, "/livez": self.livez, "/readyz": self.readyz, "/healthz": self.readyz}
+
+    def respond(self, request):
+        """The Response to any request; trouble and defects become problem documents here."""
+        try:
+            if request.path not in self.routes:
+                return webserver.problem(404, "no such path; there are %s" % ", ".join(sorted(self.routes)))
+            return self.routes[request.path](request)
+        except Trouble as trouble:
+            retry = [("Retry-After", "1")] if trouble.status == 503 else []
+            return webserver.problem(trouble.status, trouble.detail, retry, reason=trouble.reason,
+                                     runbook="docs/runbook.md#" + trouble.reason, **self.own_blocks())
+        except Exception as error:  # a defect of ours must not cost the other requests
+            self.defect(error, method=request.method, path=request.path, user_agent=request.headers.get("User-Agent", ""))
+            return webserver.problem(500, "a defect in the service; its log has the details", reason="defect",
+                                     runbook="docs/runbook.md#defect")
+
+    def defect(self, error, **fields):
+        stack = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+        event(logging.ERROR, "request_failed", reason="defect", error="%s: %s" % (type(error).__name__, error), stack=stack, **fields)
+
+    def metrics(self, request):
+        history = self.history(request.query)
+        if history is None:
+            return webserver.problem(400, "history must be a whole number of hours from 1 to %d" % HISTORY_HOURS)
+        snapshot = self.store.snapshot()
+        if self.rendered[:2] != (snapshot, history) or snapshot.stale:
+            self.rendered = snapshot, history, webserver.json_answer(200, self.document(snapshot, history))
+        return self.rendered[2]
+
+    def history(self, query):
+        """Hours of history asked for, 0 where nobody asked, None where it makes no sense."""
+        if "history" not in query:
+            return 0
+        value = query["history"][-1]
+        return int(value) if re.match(r"[1-9]\d{0,2}\Z", value, re.ASCII) and int(value) <= HISTORY_HOURS else None
+
+    def livez(self, request):
+        return webserver.json_answer(200, {"service": NAME, "instance": self.instance})
+
+    def readyz(self, request):
+        checks = {"database:shipments": self.database_entry(), "database:schema": self.schema_entry(), "log:target": self.log_entry()}
+        states = {entry["status"] for (entry,) in checks.values()}
+        status = next(state for state in ("fail", "warn", "pass") if state in states)
+        document = {"status": status, "version": "1", "releaseId": VERSION, "serviceId": NAME, "instance": self.instance,
+                    "checks": checks}
+        return webserver.json_answer(503 if status == "fail" else 200, document, "application/health+json")
+
+    def database_entry(self):
+        try:
+            snapshot = self.store.snapshot()
+        except Trouble as trouble:
+            return health_entry("datastore", "fail", trouble.reason, trouble.detail)
+        observed = {"observedValue": sum(snapshot.figures.statuses.values()), "observedUnit": "shipments",
+                    "time": instant(snapshot.figures.now)}
+        if snapshot.stale:
+            return health_entry("datastore", "warn", snapshot.stale.reason, snapshot.stale.detail, **observed)
+        return health_entry("datastore", "pass", **observed)
+
+    def schema_entry(self):
+        errors, warnings = self.store.errors(), in_force(self.store.findings)
+        status = "fail" if errors else "warn" if warnings else "pass"
+        return health_entry("datastore", status, None if status == "pass" else "schema_mismatch", "; ".join(errors + warnings))
+
+    def log_entry(self):
+        state = self.log.document()
+        if not state["fallback"]:
+            return health_entry("system", "pass")
+        return health_entry("system", "warn", state["reason"], "the log file %s cannot be written; logging to stdout" % state["path"])
+
+    def document(self, snapshot, history):
+        figures, stale = snapshot
+        document = {"service": self.service_document(), "generated_at": instant(figures.now), "stale": None}
+        if stale:
+            document["stale"] = {"reason": stale.reason, "age_seconds": round(self.store.age(), 1), "detail": stale.detail}
+        document.update(metrics_document(figures, history))
+        document.update(self.own_blocks(figures))
+        return document
+
+    def own_blocks(self, figures=None):
+        """What the service knows of itself; the database block is about the last figures where none are given."""
+        return {
+            "service": self.service_document(),
+            "database": self.database_document(figures or self.store.last),
+            "requests": self.traffic.document(self.in_flight()),
+            "logging": self.log.document(),
+        }
+
+    def service_document(self):
+        return {
+            "name": NAME,
+            "version": VERSION,
+            "instance": self.instance,
+            "started_at": instant(self.started_at),
+            "uptime_seconds": round(time.monotonic() - self.started, 1),
+            "pid": os.getpid(),
+            "python": "%d.%d.%d" % sys.version_info[:3],
+            "sqlite": sqlite3.sqlite_version,
+        }
+
+    def database_document(self, figures):
+        store, newest = self.store, figures and figures.newest_change
+        return {
+            "path": store.path,
+            "reason": store.trouble.reason if store.trouble else None,
+            "newest_change_at": newest,
+            "newest_change_age_seconds": figures.now - unix_time(newest) if newest else None,
+            "future_changes": figures and figures.future_changes,
+            "schema_version": figures and figures.schema_version,
+            "size_bytes": store.size,
+            "queries_total": store.queries,
+            "failures_total": sum(store.failures.values()),
+            "failures": dict(store.failures),
+            "query_seconds": {"last": rounded(store.last_seconds), "mean": ratio(store.seconds, store.queries),
+                              "max": rounded(store.max_seconds)},
+            "replaced_total": store.replaced,
+        }
+
+
+# ---- Validation: what only a person can mend is refused before anything is served
+
+Finding = schema_check.Finding
+
+
+class Refused(Exception):
+    """The configuration or the schema is refused: findings, at least one of them an error."""
+
+    def __init__(self, findings):
+        super().__init__("; ".join(finding.text for finding in findings))
+        self.findings = findings
+
+
+def check_store(store):
+    """Findings about the database. One that exists but cannot be read at the moment is a warning: it may heal by itself."""
+    try:
+        store.snapshot()
+    except Trouble as trouble:
+        if trouble.reason in ("missing", "is_directory") or not store.size:
+            yield Finding("error", "%s; set METRICS_DB_PATH to the shipments database, or make one: python3 seed.py FILE" % trouble.detail)
+        elif trouble.reason != "schema_mismatch":
+            yield Finding("warning", "%s: %s; the service will start and not be ready" % (trouble.reason, trouble.detail))
+    for grade, words in store.findings:
+        grade = "error" if grade == "version" else grade
+        yield Finding(grade, "database %s: %s" % (store.path, words))
+
+
+def writable(path):
+    """Why a file at this path could not be opened for writing, or None. Creates nothing."""
+    folder = os.path.dirname(path)
+    if os.path.isdir(path):
+        return "it is a folder"
+    if not os.path.isdir(folder):
+        return "there is no folder %s" % folder
+    if not os.access(path if os.path.exists(path) else folder, os.W_OK):
+        return "this user may not write %s" % ("it" if os.path.exists(path) else "in " + folder)
+    return None
+
+
+def check_files(settings):
+    why = writable(settings.log_file) if settings.log_file else None
+    if why:
+        yield Finding("warning", "METRICS_LOG_FILE %s cannot be written: %s; the service will log to stdout" % (settings.log_file, why))
+    why = "it is a symbolic link" if os.path.islink(settings.pid_file) else writable(settings.pid_file)
+    if why:
+        yield Finding("error", "METRICS_PID_FILE %s cannot be used: %s" % (settings.pid_file, why))
+
+
+def check_exposure(settings):
+    if settings.host not in ("127.0.0.1", "::1", "localhost"):
+        yield Finding("warning", "METRICS_HOST %s is not loopback: whoever reaches the port reads the metrics, unencrypted and "
+                                 "without a password" % settings.host)
+
+
+def check_port(settings):
+    """A port counts as good when it is free, or held by the process that holds our PID file's lock."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
+        with contextlib.closing(socket.socket(family, kind)) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+            probe.listen(1)
+    except OSError as error:
+        holder = running(settings)
+        owners = supervision.listeners(settings.host, settings.port) if error.errno == errno.EADDRINUSE else []
+        if holder is None or holder not in [owner.pid for owner in owners]:
+            yield Finding("error", port_trouble(settings, error, owners))
+
+
+def running(settings):
+    """The process that holds our PID file's lock, or None."""
+    try:
+        return supervision.lock_holder(settings.pid_file)
+    except OSError:  # unreadable or a link; check_files says so
+        return None
+
+
+def port_trouble(settings, error, owners):
+    names = ", ".join(supervision.describe(owner.pid) if owner.pid else "a process of another user" for owner in owners)
+    return "cannot listen on %s port %d: %s%s; set METRICS_PORT or METRICS_HOST" % (
+        settings.host, settings.port, error.strerror or error, ", it is taken by " + names if names else "")
+
+
+def open_store(settings):
+    """The Store of the settings. Raises Refused where our own folder is incomplete."""
+    try:
+        return Store(settings.db_path, settings.query_timeout, settings.stale_seconds)
+    except (OSError, sqlite3.Error) as error:
+        raise Refused([Finding("error", "%s is missing or damaged (%s): copy the whole folder again" % (schema_check.SCHEMA_FILE, error))])
+
+
+def refuse_errors(findings):
+    findings = list(findings)
+    if any(finding.grade == "error" for finding in findings):
+        raise Refused(findings)
+    return findings
+
+
+# ---- Life: check, serve, demo
+
+class Signals:
+    """SIGTERM, SIGINT and SIGHUP as bytes on a socket: the handler does nothing, the main thread reads."""
+
+    NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+    def __enter__(self):
+        self.reader, self.writer = socket.socketpair()
+        self.writer.setblocking(False)
+        signal.set_wakeup_fd(self.writer.fileno())
+        self.before = {number: signal.signal(number, lambda *_: None) for number in self.NUMBERS}
+        return self
+
+    def wait(self):
+        """The name of the next signal."""
+        while True:
+            select.select([self.reader], [], [])
+            number = self.reader.recv(1)[0]
+            if number in self.before:
+                return signal.Signals(number).name
+
+    def __exit__(self, *exception):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(-1)
+        self.reader.close()
+        self.writer.close()
+
+
+def command_check(env_file):
+    """Validates everything, takes no lock, creates no file; prints a line a finding."""
+    settings, complaints = read_settings(env_file)
+    findings = [Finding("error", complaint) for complaint in complaints]
+    findings += list(check_files(settings)) + list(check_exposure(settings)) + list(check_port(settings))
+    if settings.db_path:
+        findings += check_store(open_store(settings))
+    refuse_errors(findings)
+    report(findings)
+    print("ok: %s, http://%s:%d" % (settings.db_path, settings.host, settings.port))
+    return 0
+
+
+def report(findings):
+    for finding in sorted(findings, key=lambda finding: schema_check.GRADES.index(finding.grade)):
+        print("%s: %s" % (finding.grade, finding.text), file=sys.stderr)
+
+
+def command_settings(env_file):
+    """Prints every setting as it would be used, NAME=value a line, for other programs to read."""
+    settings, complaints = read_settings(env_file)
+    for name, setting in VARIABLES.items():
+        value = getattr(settings, setting.field)
+        print("%s=%s" % (name, "" if value is None else value))
+    refuse_errors(Finding("error", complaint) for complaint in complaints)
+    return 0
+
+
+def command_serve(env_file):
+    settings, complaints = read_settings(env_file)
+    log = start_log(settings)
+    with Signals() as signals:
+        store = prepare(settings, complaints)
+        with supervision.PidFile(settings.pid_file):
+            return serve(settings, log, store, signals)
+
+
+def prepare(settings, complaints):
+    """The Store, once configuration and schema are found good. Raises Refused, having logged each finding."""
+    try:
+        refuse_errors(Finding("error", complaint) for complaint in complaints)
+        store = open_store(settings)
+        refuse_errors(list(check_files(settings)) + list(check_store(store)))
+        for finding in check_exposure(settings):
+            event(logging.WARNING, "exposed", detail=finding.text)
+        return store
+    except Refused as refusal:
+        for finding in refusal.findings:
+            level = logging.ERROR if finding.grade == "error" else logging.WARNING
+            event(level, "config_invalid", grade=finding.grade, detail=finding.text)
+        raise
+
+
+def listen(settings, service):
+    """The Server, listening. Raises OSError whose text names who has the port."""
+    try:
+        return webserver.Server((settings.host, settings.port), service.respond, service.traffic.observe, service.defect)
+    except OSError as error:
+        owners = supervision.listeners(settings.host, settings.port) if error.errno == errno.EADDRINUSE else []
+        raise OSError(port_trouble(settings, error, owners)) from error
+
+
+def serve(settings, log, store, signals, ready=lambda url: None):
+    """Listens, calls ready(url), serves until a signal, drains. The caller holds the PID file. Raises OSError as listen does."""
+    service = Service(settings, log, store)
+    server = listen(settings, service)
+    service.in_flight = lambda: server.working.count
+    thread = threading.Thread(target=server.serve_forever, args=(STOP_POLL,), daemon=True)
+    thread.start()
+    host = "[%s]" % settings.host if ":" in settings.host else settings.host
+    url = "http://%s:%d" % (host, server.server_port)
+    event(logging.INFO, "service_started", instance=service.instance, pid=os.getpid(), url=url, version=VERSION)
+    ready(url)
+    event(logging.INFO, "service_stopping", signal=signals.wait())
+    abandoned = server.stop(settings.drain_seconds)
+    if abandoned:
+        event(logging.WARNING, "requests_abandoned", count=abandoned, detail="not finished within METRICS_DRAIN_SECONDS")
+    event(logging.INFO, "service_stopped", uptime=round(time.monotonic() - service.started, 1), abandoned=abandoned)
+    return 0
+
+
+def demo_settings(env_file, folder):
+    """The settings of a demo: the given ones, on a scratch database, and a free port when the usual one is taken."""
+    given = gather(env_file)
+    for name, value in (("METRICS_DB_PATH", "shipments.db"), ("METRICS_PID_FILE", "demo.pid")):
+        given[name] = Given(value, "--demo", folder)
+    settings, complaints = load_settings(given)
+    if "METRICS_PORT" not in given and any(check_port(settings)):
+        settings = settings._replace(port=0)
+    return settings, complaints
+
+
+def end_with_parent():
+    """Makes the kernel end this process with its parent, even one that was killed (PR_SET_PDEATHSIG of prctl(2))."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def live_traffic(database):
+    """Keeps the database changing while the block runs."""
+    command = [sys.executable, os.path.join(FOLDER, "seed.py"), database]
+    subprocess.check_call(command + ["--rows", "20000"], stdout=subprocess.DEVNULL)
+    writer = subprocess.Popen(command + ["--live"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, preexec_fn=end_with_parent)
+    try:
+        yield
+    finally:
+        writer.terminate()
+        writer.wait()
+
+
+def command_demo(env_file):
+    """Serves a scratch database with live traffic until a signal, then removes it."""
+    folder = tempfile.mkdtemp(prefix="metrics_demo_")
+    try:
+        settings, complaints = demo_settings(env_file, folder)
+        log = start_log(settings)
+        with Signals() as signals, live_traffic(settings.db_path):
+            store = prepare(settings, complaints)
+            with supervision.PidFile(settings.pid_file):
+                return serve(settings, log, store, signals, lambda url: print(
+                    "demo: open %s/metrics, /readyz or /livez; Ctrl-C ends it and removes %s" % (url, folder), flush=True))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def parse_arguments(argv):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--env-file", metavar="FILE", help="KEY=VALUE lines, as systemd reads them; they win over the environment")
+    parser.add_argument("--version", action="version", version="%s %s" % (NAME, VERSION))
+    mode = parser.add_mutually_exclusive_group()
+    parser.set_defaults(command=command_serve)
+    for flag, command, words in (
+            ("--check", command_check, "validate settings, log target, database, schema and port, change nothing"),
+            ("--settings", command_settings, "print every setting as it would be used"),
+            ("--demo", command_demo, "serve a scratch database with live traffic")):
+        mode.add_argument(flag, dest="command", action="store_const", const=command, help=words)
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    options = parse_arguments(argv)
+    try:
+        return options.command(options.env_file)
+    except Refused as refusal:
+        report(refusal.findings)
+        return EX_CONFIG
+    except (supervision.Held, subprocess.SubprocessError, OSError) as error:
+        event(logging.ERROR, "start_failed", detail=str(error))
+        print("error: %s" % error, file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,181 @@
+"""A small http.server: GET and HEAD over HTTP/1.1 with keep-alive, one thread a connection, a bound on their number.
+
+    Server((host, port), respond, observe).serve_forever()
+
+respond(Request) -> Response is the application; it is called in the connection's thread and must not raise.
+observe(request line, status, seconds) is told of every answer. This module knows nothing of shipments.
+Errors are application/problem+json (RFC 9457).
+"""
+
+import collections
+import http.server
+import json
+import socket
+import socketserver
+import sys
+import threading
+import time
+import urllib.parse
+from http import HTTPStatus
+
+BACKLOG = 128           # connections the kernel keeps waiting; the stock 5 turns a burst into resets
+MAX_CONNECTIONS = 64    # threads at most; who comes after that is told 503 at once
+READ_TIMEOUT = 10       # s a connection may stay silent before it is closed
+METHODS = ("GET", "HEAD")
+
+Request = collections.namedtuple("Request", "method path query headers")  # query: name -> list of values
+Response = collections.namedtuple("Response", "status content_type body headers")
+
+
+def answer(status, content_type, body, headers=()):
+    return Response(int(status), content_type, body, tuple(headers))
+
+
+def json_answer(status, document, content_type="application/json", headers=()):
+    """A Response of the document. NaN and infinity, which JSON does not have, raise ValueError."""
+    body = json.dumps(document, allow_nan=False, ensure_ascii=False).encode("utf-8") + b"\n"
+    return answer(status, content_type, body, headers)
+
+
+def problem(status, detail, headers=(), **members):
+    """A problem+json Response: the status in words, the detail as a sentence, further members as they are."""
+    status = HTTPStatus(status)
+    document = {"type": "about:blank", "title": status.phrase, "status": status.value, "detail": detail}
+    document.update(members)
+    return json_answer(status, document, "application/problem+json", headers)
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    timeout = READ_TIMEOUT
+    wbufsize = -1                   # head and body leave in one write
+    disable_nagle_algorithm = True  # else a keep-alive answer waits 40 ms for the client's delayed ACK
+
+    def answer_request(self):
+        started = time.monotonic()
+        with self.server.working:
+            response = self.respond()
+            self.send(response)
+            self.server.observe(self.requestline, response.status, time.monotonic() - started)
+
+    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = do_PATCH = do_OPTIONS = do_TRACE = do_CONNECT = answer_request
+
+    def respond(self):
+        if "Content-Length" in self.headers or "Transfer-Encoding" in self.headers:
+            self.close_connection = True  # the body stays unread and must not be taken for the next request
+        if self.command not in METHODS:
+            allow = ", ".join(METHODS)
+            return problem(405, "%s is not possible here, only %s" % (self.command[:20], allow), [("Allow", allow)])
+        target = urllib.parse.urlsplit(self.path)
+        query = urllib.parse.parse_qs(target.query, keep_blank_values=True)
+        return self.server.respond(Request(self.command, target.path, query, self.headers))
+
+    def send(self, response):
+        if self.server.stopping:
+            self.close_connection = True
+        self.send_response(response.status)
+        self.send_header("Content-Type", response.content_type)
+        self.send_header("Content-Length", str(len(response.body)))
+        self.send_header("Cache-Control", "no-store")
+        self.send_header("X-Content-Type-Options", "nosniff")
+        for name, value in response.headers:
+            self.send_header(name, value)
+        if self.close_connection:
+            self.send_header("Connection", "close")
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(response.body)
+        self.wfile.flush()
+
+    def send_error(self, code, message=None, explain=None):
+        """What http.server itself refuses, in our form; the connection ends, since its framing is in doubt."""
+        self.close_connection = True
+        self.command = self.command or ""
+        self.send(problem(code, message or HTTPStatus(code).phrase))
+        self.server.observe(self.requestline, int(code), 0.0)
+
+    def version_string(self):
+        return "metrics_service"  # which Python runs is nobody's business outside
+
+    def log_message(self, format, *args):
+        """Nothing: observe() is told of every answer."""
+
+
+class Working:
+    """Counts requests in flight, so that a stop can wait for them."""
+
+    def __init__(self):
+        self.count = 0
+        self.changed = threading.Condition()
+
+    def __enter__(self):
+        with self.changed:
+            self.count += 1
+
+    def __exit__(self, *exception):
+        with self.changed:
+            self.count -= 1
+            self.changed.notify_all()
+
+    def wait_idle(self, seconds):
+        """The number of requests still in flight when none is left or the time is over."""
+        with self.changed:
+            self.changed.wait_for(lambda: not self.count, seconds)
+            return self.count
+
+
+class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
+    daemon_threads = True           # an idle connection must not hold up the end of the process
+    allow_reuse_address = True
+    request_queue_size = BACKLOG
+
+    def __init__(self, address, respond, observe, defect):
+        """Binds and listens. Raises OSError. defect(exception) is told of what a connection's thread did not expect."""
+        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        self.respond, self.observe, self.defect = respond, observe, defect
+        self.working = Working()
+        self.slots = threading.BoundedSemaphore(MAX_CONNECTIONS)
+        self.stopping = False
+        super().__init__(address, Handler)
+
+    def server_bind(self):
+        """Binds without HTTPServer's look-up of the host's name, which can stall a start for minutes."""
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = self.server_address[:2]
+
+    def process_request(self, request, client_address):
+        if not self.slots.acquire(blocking=False):
+            self.turn_away(request)
+            return
+        try:
+            super().process_request(request, client_address)
+        except RuntimeError:  # no thread can be started; the slot would be lost
+            self.slots.release()
+            raise
+
+    def turn_away(self, request):
+        request.settimeout(1)
+        try:
+            request.sendall(b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 0\r\nRetry-After: 1\r\n\r\n")
+        except OSError:
+            pass  # it left already
+        self.observe("", 503, 0.0)
+        self.shutdown_request(request)
+
+    def process_request_thread(self, request, client_address):
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self.slots.release()
+
+    def handle_error(self, request, client_address):
+        error = sys.exc_info()[1]
+        if not isinstance(error, (ConnectionError, socket.timeout)):  # a client that leaves early is no error of ours
+            self.defect(error)
+
+    def stop(self, seconds):
+        """Stops accepting, waits for the requests in flight; the number of those abandoned. From another thread than serve_forever."""
+        self.stopping = True
+        self.shutdown()
+        self.server_close()
+        return self.working.wait_idle(seconds)
