@@ -1,0 +1,132 @@
+"""What the tests share: databases built from schema.sql, and the real service as a process."""
+
+import http.client
+import json
+import os
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+for name in [name for name in os.environ if name.startswith("METRICS_")]:
+    del os.environ[name]  # whoever runs the tests may have a service of their own
+
+DEADLINE = 10  # s; how long a test waits for what should come at once
+
+
+def wait_for(condition, what, deadline=DEADLINE):
+    """The first true value of condition(), asked again and again."""
+    end = time.monotonic() + deadline
+    while time.monotonic() < end:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.01)
+    raise AssertionError("waited %d s in vain for %s" % (deadline, what))
+
+
+def make_database(path, rows=()):
+    """A database from schema.sql with the rows given as dicts of columns; the path."""
+    connection = sqlite3.connect(str(path))
+    connection.executescript((ROOT / "schema.sql").read_text())
+    add_rows(connection, rows)
+    connection.close()
+    return path
+
+
+def add_rows(connection, rows):
+    for row in rows:
+        columns = ", ".join(row)
+        marks = ", ".join("?" for _ in row)
+        connection.execute("INSERT INTO shipments (%s) VALUES (%s)" % (columns, marks), list(row.values()))
+    connection.commit()
+
+
+class Service:
+    """metrics_service.py as a process, on a free port; every setting can be given as a keyword."""
+
+    def __init__(self, folder, database, **settings):
+        self.folder = Path(str(folder))
+        self.output = self.folder / "service.out"
+        env = {"PATH": os.environ["PATH"], "METRICS_DB_PATH": str(database), "METRICS_PORT": "0",
+               "METRICS_PID_FILE": str(self.folder / "service.pid"), "PYTHONDONTWRITEBYTECODE": "1"}
+        env.update(("METRICS_" + name.upper(), str(value)) for name, value in settings.items())
+        self.env = {name: value for name, value in env.items() if value != "unset"}
+        self.log_file = Path(env.get("METRICS_LOG_FILE", str(self.output)))
+        self.process = self.url = None
+
+    def start(self, wait=True, command=(sys.executable, str(ROOT / "metrics_service.py")), **options):
+        with self.output.open("ab") as output:
+            self.process = subprocess.Popen(list(command), env=self.env, cwd=str(self.folder), stdin=subprocess.DEVNULL,
+                                            stdout=output, stderr=subprocess.STDOUT, **options)
+        if wait:
+            wait_for(lambda: self.address() or self.process.poll() is not None, "the service to start")
+            assert self.address(), self.text()
+        return self
+
+    def address(self):
+        started = re.findall(r"service_started .*?pid=(\d+) url=http://(\S+?):(\d+)[ \"]", self.text())
+        if started and int(started[-1][0]) == self.process.pid:
+            self.host, self.port = started[-1][1], int(started[-1][2])
+            self.url = "http://%s:%d" % (self.host, self.port)
+        return self.url
+
+    def text(self):
+        """All that it has printed and logged."""
+        files = {self.output, self.log_file}
+        return "".join(file.read_text() for file in files if file.is_file())
+
+    def request(self, path, method="GET", headers=None):
+        """(status, headers, body) of one request on a connection of its own."""
+        connection = http.client.HTTPConnection(self.host, self.port, timeout=DEADLINE)
+        try:
+            connection.request(method, path, headers=headers or {})
+            response = connection.getresponse()
+            return response.status, response.headers, response.read()
+        finally:
+            connection.close()
+
+    def get(self, path):
+        """(status, document) of a JSON answer."""
+        status, _, body = self.request(path)
+        return status, json.loads(body.decode())
+
+    def stop(self, number=signal.SIGTERM):
+        """Sends the signal; the exit code."""
+        self.process.send_signal(number)
+        return self.process.wait(DEADLINE)
+
+    def end(self):
+        if self.process and self.process.poll() is None:
+            self.process.send_signal(signal.SIGCONT)
+            self.process.kill()
+            self.process.wait()
+
+
+@pytest.fixture
+def database(tmp_path):
+    """An empty shipments database."""
+    return make_database(tmp_path / "shipments.db")
+
+
+@pytest.fixture
+def launch(tmp_path):
+    """Starts services: launch(database, wait=True, **settings) -> Service. All end with the test."""
+    services = []
+
+    def start(database, wait=True, **settings):
+        folder = tmp_path / ("service%d" % len(services))
+        folder.mkdir()
+        services.append(Service(folder, database, **settings))
+        return services[-1].start(wait)
+    yield start
+    for service in services:
+        service.end()
