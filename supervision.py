@@ -1,23 +1,57 @@
 #!/usr/bin/env python3
-"""Be a well-behaved process: environment files, a locked PID file, and the names of those who hold what we need.
+"""Be a well-behaved process, and prove who is one: environment files, a locked PID file, proof of identity, start and stop.
 
 A number in a PID file proves nothing: its process may be gone and the number given away. What proves life is the
 lock that a process holds on the file, since the kernel drops it with the process and names the holder to whoever asks.
+Nothing is signalled that is not proven to be the instance: it runs metrics_service.py and holds the lock of the PID
+file, or, where the file is missing or false, all of: it runs the metrics_service.py of this folder, as our own user (for
+root: or as the owner of the PID file's folder), has the PID file's path open and locked, deleted or not, and listens on
+the configured port.
+
+The commands serve restart_service.sh, which says --pid-file, --host and --port to each:
+  find    print PID, UID, start (seconds since 1970) and proof of the instance;
+          exit 0 found, 1 only a PID file found, 3 nothing found, 4 not proven: named, and left alone
+  check   exit 0 when an instance could be started here: its files are usable, the port is free or the instance's own
+  stop    end the instance and wait until lock and port are free; exit 0 ended or nothing to end, 1 not
+  start   start a command detached, its output appended to PIDFILE.out, and await it; exit as await
+  await   wait until the instance is ready and print URL and instance id;
+          exit 0 ready, 1 ended or nobody listens, 3 it answers but is not ready, 4 it does not answer
+  hold    take the lock file that an inherited descriptor refers to; exit 0 held, 1 not in time
+Bad arguments exit 2.
 """
+import argparse
 import errno
 import fcntl
+import http.client
 import ipaddress
+import json
 import os
 import re
+import signal
 import socket
 import stat
 import struct
+import subprocess
+import sys
+import time
 from collections import namedtuple
 
+SCRIPT = "metrics_service.py"
+SERVICE = os.path.join(os.path.dirname(os.path.realpath(__file__)), SCRIPT)
+
 PID_FILE_MAX = 4096             # bytes; a longer file is somebody's data, which a PID must not overwrite
+PID_SHOWN = 40                  # bytes of a PID file's content in a message
 COMMAND_SHOWN = 120             # characters of a command line in a message
+POLL = 0.05                     # seconds between two looks at a condition
+KILL_WAIT = 5.0                 # seconds from SIGKILL until we call a process unkillable (stuck in the kernel)
+ASK_WAIT = 2.0                  # seconds for one answer of the service
+ANSWER_MAX = 65536              # bytes of an answer that are read
 FLOCK = "hhqqi0q"               # struct flock of fcntl(2) with 64-bit offsets: type, whence, start, length, pid, padding
 TCP_LISTEN = "0A"               # TCP_LISTEN of linux/tcp_states.h, as /proc/net/tcp prints it
+
+PYTHON = re.compile(r"(platform-)?(python|pypy)[0-9.]*[dmtu]*(-dbg)?")    # an interpreter's file name; platform-python is RHEL's own
+PYTHON_PAIRS = ("-W", "-X", "--check-hash-based-pycs")                     # interpreter options whose value is the next argument
+PID = re.compile(rb"[1-9][0-9]{0,9}\n?")
 
 ENV_SKIPPED = re.compile(r"[ \t]*(?:[#;][^\n]*)?(?:\n|\Z)")
 ENV_NAME = re.compile(r"[ \t]*([A-Za-z_][A-Za-z0-9_]*)[ \t]*=[ \t]*")
@@ -26,8 +60,13 @@ ENV_BARE = re.compile(r"((?:[^\\ \t\n]|\\(?:.|\Z)|[ \t]+(?![ \t\n]|\Z))*)[ \t]*"
 ENV_ESCAPE = re.compile(r"\\(.?)", re.DOTALL)
 
 Variable = namedtuple("Variable", "name value line")
-Listener = namedtuple("Listener", "pid inode address")    # pid is None where /proc hides whose socket it is
-ProcessStat = namedtuple("ProcessStat", "state started")  # one letter of proc(5); clock ticks after boot
+Listener = namedtuple("Listener", "pid inode address port")     # pid is None where /proc hides whose socket it is
+ProcessStat = namedtuple("ProcessStat", "state started")        # one letter of proc(5); clock ticks after boot
+Target = namedtuple("Target", "pid_file host port")             # which instance is meant
+Claim = namedtuple("Claim", "words holds")                      # one part of a proof
+Instance = namedtuple("Instance", "pid started proof")
+Finding = namedtuple("Finding", "instance unproven")            # Instance or None; sentences that name who might be it
+Answer = namedtuple("Answer", "url instance ready detail")      # None for what it did not say; detail: why it is not ready
 
 
 class EnvFileError(ValueError):
@@ -44,6 +83,10 @@ class Held(Exception):
     def __init__(self, message, pid):
         super().__init__(message)
         self.pid = pid
+
+
+class Failure(Exception):
+    """What was asked for could not be done; the message says why, and who is in the way."""
 
 
 def read_env_file(path):
@@ -321,17 +364,34 @@ def _open_fault(path, error):
     return "PID file {} {}".format(path, causes.get(error.errno, "could not be opened: {}".format(error.strerror)))
 
 
+def path_fault(path):
+    """Return why PidFile(path).acquire() would fail for another reason than Held, None when it would not; creates nothing."""
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:
+        folder = os.path.dirname(os.path.abspath(path))
+        code = 0 if os.access(folder, os.W_OK | os.X_OK) else errno.EACCES if os.path.isdir(folder) else errno.ENOENT
+    except OSError as error:
+        return _open_fault(path, error)
+    else:
+        kind = {stat.S_IFLNK: errno.ELOOP, stat.S_IFDIR: errno.EISDIR}.get(stat.S_IFMT(status.st_mode), 0)
+        code = kind or (0 if os.access(path, os.R_OK | os.W_OK) else errno.EACCES)
+        if not kind and content_fault(path, status):
+            return content_fault(path, status)
+    return _open_fault(path, OSError(code, os.strerror(code))) if code else None
+
+
 def listeners(host, port):
     """Return the Listeners that a server on this host and port would meet, one for each process that has the socket open.
 
-    From /proc/net/tcp and tcp6; a wildcard on either side meets every address of its family, and `::` those of
-    IPv4 too. Raises OSError (socket.gaierror) when the host's name does not resolve.
+    Port 0 stands for every port. From /proc/net/tcp and tcp6; a wildcard on either side meets every address of its
+    family, and `::` those of IPv4 too. Raises OSError (socket.gaierror) when the host's name does not resolve.
     """
     wanted = {ipaddress.ip_address(entry[4][0].split("%")[0]) for entry in
               socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)}
-    found = [(inode, address) for inode, address in _listening(port) if any(_meet(address, one) for one in wanted)]
-    pids = _socket_owners({inode for inode, _ in found}) if found else {}
-    return [Listener(pid, inode, str(address)) for inode, address in found for pid in pids.get(inode, [None])]
+    found = [row for row in _listening(port) if any(_meet(row[1], one) for one in wanted)]
+    pids = _socket_owners({row[0] for row in found}) if found else {}
+    return [Listener(pid, inode, str(address), at) for inode, address, at in found for pid in pids.get(inode, [None])]
 
 
 def _listening(port):
@@ -343,8 +403,8 @@ def _listening(port):
             continue
         for row in rows:
             address, _, local_port = row[1].partition(":")
-            if row[3] == TCP_LISTEN and int(local_port, 16) == port:
-                yield int(row[9]), _proc_address(address)
+            if row[3] == TCP_LISTEN and port in (0, int(local_port, 16)):
+                yield int(row[9]), _proc_address(address), int(local_port, 16)
 
 
 def _proc_address(digits):
@@ -368,3 +428,443 @@ def _socket_owners(inodes):
         for inode in {wanted[target] for _, target in open_files(pid) if target in wanted}:
             owners.setdefault(inode, []).append(pid)
     return owners
+
+
+def script_of(pid):
+    """Return the path of the script that a process runs with Python, None when it runs none.
+
+    Only the interpreter's first argument that is no option counts: an editor or a pager with the file open is not it.
+    """
+    arguments = command_line(pid)
+    if not arguments or not any(PYTHON.fullmatch(os.path.basename(name)) for name in (arguments[0], _link(pid, "exe") or "")):
+        return None
+    rest = iter(arguments[1:])
+    for argument in rest:
+        if argument in PYTHON_PAIRS:
+            next(rest, None)
+        elif argument == "-" or argument.startswith(("-c", "-m")):
+            return None
+        elif not argument.startswith("-"):
+            return os.path.realpath(os.path.join(_link(pid, "cwd") or "/nowhere", argument))
+    return None
+
+
+def _link(pid, name):
+    try:
+        return os.readlink("/proc/{}/{}".format(pid, name))
+    except OSError:         # gone, or another user's
+        return None
+
+
+def holder(path):
+    """Return lock_holder(path), by way of /proc/locks where the file cannot be read; None where nothing lockable is."""
+    try:
+        return lock_holder(path)
+    except PermissionError:
+        return next(iter(file_holders(path)), None)
+    except OSError:         # a symbolic link or a socket, which no PidFile locks
+        return None
+
+
+def claims(pid, target):
+    """Return the Claims that together prove a process of this folder's service to be the instance without its PID file."""
+    return [Claim("a trusted user (uid {})".format(owner(pid)), owner(pid) in _trusted_uids(target.pid_file)),
+            Claim("a lock on {}".format(target.pid_file), _has_locked(pid, target.pid_file)),
+            Claim("port {}".format(target.port) if target.port else "a port", _listens(pid, target))]
+
+
+def _trusted_uids(path):
+    """Our own user; root also stops what it runs as the user to whom it gave the PID file's folder."""
+    uids = {os.geteuid()}
+    if os.geteuid() == 0:
+        try:
+            uids.add(os.stat(os.path.dirname(path)).st_uid)
+        except OSError:     # no folder, no owner
+            pass
+    return uids
+
+
+def _has_locked(pid, path):
+    path = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
+    return any(target in (path, path + " (deleted)") and _is_locked(pid, os.path.basename(descriptor))
+               for descriptor, target in open_files(pid))
+
+
+def _is_locked(pid, number):
+    try:
+        with open("/proc/{}/fdinfo/{}".format(pid, number)) as file:
+            return any(line.startswith("lock:") and " POSIX " in line for line in file)
+    except OSError:         # closed meanwhile
+        return False
+
+
+def _listens(pid, target):
+    hidden = not os.access("/proc/{}/fd".format(pid), os.R_OK)
+    return any(listener.pid == pid or listener.pid is None and hidden for listener in _listeners(target))
+
+
+def _listeners(target):
+    try:
+        return listeners(target.host, target.port)
+    except OSError:         # METRICS_HOST does not resolve: then the port alone is looked at
+        return listeners("::", target.port)
+
+
+def proof(pid, target):
+    """Return in words what proves a process to be the instance, None when nothing does."""
+    locked_by = holder(target.pid_file)
+    if pid <= 1 or process_stat(pid) is None:
+        return None
+    script = script_of(pid)
+    if locked_by is not None:
+        proven = pid == locked_by and script is not None and os.path.basename(script) == SCRIPT
+        return "holds the lock of {}".format(target.pid_file) if proven else None
+    if script == SERVICE and all(claim.holds for claim in claims(pid, target)):
+        return "has " + ", ".join(claim.words for claim in claims(pid, target))
+    return None
+
+
+def find(target):
+    """Return the Finding: the proven instance, and who looks like it without being proven."""
+    locked_by = holder(target.pid_file)
+    candidates = [pid for pid in processes() if pid == locked_by or pid > 1 and script_of(pid) == SERVICE]
+    instance, unproven = None, []
+    for pid in candidates:
+        status = process_stat(pid)
+        words = proof(pid, target)
+        if words and status and not instance:
+            instance = Instance(pid, status.started, words)
+        elif pid == locked_by:
+            unproven.append("{} holds the lock of {} but does not run {}".format(describe(pid), target.pid_file, SCRIPT))
+        else:
+            unproven.extend(_suspicion(pid, target))
+    if locked_by == 0:
+        unproven.append("a process of another PID namespace (a container?) holds the lock of {}".format(target.pid_file))
+    return Finding(instance, unproven)
+
+
+def _suspicion(pid, target):
+    """Name a process of this folder that has our PID file or port; whoever has neither is another instance, and no concern."""
+    found = claims(pid, target)
+    if any(claim.holds for claim in found[1:]):
+        lacks = " and ".join(claim.words for claim in found if not claim.holds) or "the lock of the present PID file"
+        yield "{} runs this folder's {} but lacks {}".format(describe(pid), SCRIPT, lacks)
+
+
+def pid_file_says(path):
+    """Return in words what a PID file that nobody locks contains, None when there is no file."""
+    try:
+        content = _content(path)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        return "PID file {} could not be read: {}".format(path, error.strerror)
+    if not PID.fullmatch(content) or int(content) <= 1:
+        shown = ascii(content[:PID_SHOWN])[1:] + ("..." if len(content) > PID_SHOWN else "")
+        return "PID file {} contains {}, which is no PID of a service".format(path, shown)
+    return "PID file {} names {}, which does not hold its lock and is left alone".format(path, describe(int(content)))
+
+
+def _content(path):
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        return os.read(descriptor, PID_FILE_MAX)
+    finally:
+        os.close(descriptor)
+
+
+def start_time(pid):
+    """Return when a process started, in seconds since 1970; None when it is gone."""
+    status = process_stat(pid)
+    if status is None:
+        return None
+    with open("/proc/uptime") as file:
+        age = float(file.read().split()[0]) - status.started / os.sysconf("SC_CLK_TCK")
+    return time.time() - age
+
+
+def wait_until(look, seconds, enough=bool):
+    """Return what `look` returns once that is enough, or what it last returned when the seconds have passed."""
+    deadline = time.monotonic() + seconds
+    while True:
+        result = look()
+        if enough(result) or time.monotonic() >= deadline:
+            return result
+        time.sleep(POLL)
+
+
+def ended(instance):
+    """Whether the process is gone; a zombie, which only its parent can bury, and a reused number count as gone."""
+    status = process_stat(instance.pid)
+    return status is None or status.state in "ZX" or status.started != instance.started
+
+
+def send(instance, target, *numbers):
+    """Signal the instance and nobody else; raise Failure where the proof has ended or the kernel refuses.
+
+    A pidfd stands for the process and not for its number, so that a proof made after opening it stays true while
+    the signals are sent. Before Linux 5.3 or Python 3.9 the gap between the proof and os.kill is some microseconds.
+    """
+    descriptor = None
+    try:
+        if hasattr(os, "pidfd_open") and hasattr(signal, "pidfd_send_signal"):
+            try:
+                descriptor = os.pidfd_open(instance.pid)
+            except OSError as error:
+                if error.errno not in (errno.ENOSYS, errno.EPERM):    # an old kernel; a sandbox that forbids it
+                    raise
+        if ended(instance) or not proof(instance.pid, target):
+            raise Failure("pid {} is no longer proven to be this instance and was not signalled".format(instance.pid))
+        for number in numbers:
+            if descriptor is None:
+                os.kill(instance.pid, number)
+            else:
+                signal.pidfd_send_signal(descriptor, number)
+    except PermissionError as error:
+        raise Failure("{} belongs to another user; run this as that user, or as root".format(describe(instance.pid))) from error
+    except ProcessLookupError:    # it ended by itself, which is what was wanted
+        pass
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def say(words):
+    print("supervision: " + words, file=sys.stderr, flush=True)
+
+
+def end(instance, target, seconds):
+    """End the instance, by SIGKILL when SIGTERM has not ended it in time."""
+    say("stopping {}, which {}".format(describe(instance.pid), instance.proof))
+    send(instance, target, signal.SIGTERM, signal.SIGCONT)    # SIGCONT: a stopped process could not act on SIGTERM
+    if wait_until(lambda: ended(instance), seconds):
+        return
+    say("pid {} did not end within {:g} s of SIGTERM; killing it".format(instance.pid, seconds))
+    if not ended(instance):
+        send(instance, target, signal.SIGKILL)
+    if not wait_until(lambda: ended(instance), KILL_WAIT):
+        raise Failure("{} did not end within {:g} s of SIGKILL; it hangs in the kernel, look at its disk"
+                      .format(describe(instance.pid), KILL_WAIT))
+
+
+def tidy(path):
+    """Remove a PID file that nobody locks, by locking it first; leave alone what does not look like one."""
+    try:
+        if PID.fullmatch(_content(path)):
+            with PidFile(path):
+                pass
+    except (OSError, Held):    # missing, not ours to remove, or taken meanwhile: all are fine
+        pass
+
+
+def strangers(target, instance):
+    """Name the processes other than the instance that listen where it should."""
+    return ["port {} on {} is taken by {}; end it, or set another METRICS_PORT".format(
+                one.port, one.address, describe(one.pid) if one.pid else "a process that only root can name")
+            for one in (_listeners(target) if target.port else []) if one.pid is None or one.pid != (instance and instance.pid)]
+
+
+def inquire(pid, target):
+    """Ask a process through a port that is proven to be its own; return its Answer."""
+    mine = [one for one in _listeners(target) if one.pid == pid]
+    if not mine:
+        return Answer(None, None, False, "it does not listen on port {}".format(target.port))
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(mine[0].address, mine[0].address)
+    url = "http://{}:{}".format("[{}]".format(host) if ":" in host else host, mine[0].port)
+    try:
+        instance = _ask(host, mine[0].port, "/livez")[1].get("instance")
+        status, health = _ask(host, mine[0].port, "/readyz")
+    except (OSError, http.client.HTTPException, ValueError) as error:    # ValueError: no JSON
+        return Answer(url, None, False, "{} does not answer: {}".format(url, error or type(error).__name__))
+    return Answer(url, instance, status == 200, None if status == 200 else _complaints(status, health))
+
+
+def _ask(host, port, path):
+    connection = http.client.HTTPConnection(host, port, timeout=ASK_WAIT)
+    try:
+        connection.request("GET", path, headers={"Connection": "close"})
+        response = connection.getresponse()
+        document = json.loads(response.read(ANSWER_MAX).decode("utf-8"))
+    finally:
+        connection.close()
+    if not isinstance(document, dict):
+        raise ValueError("{} is no JSON object".format(path))
+    return response.status, document
+
+
+def _complaints(status, health):
+    """Say in one line what a health+json document finds wrong."""
+    entries = [(name, entry) for name, entries in sorted((health.get("checks") or {}).items()) for entry in entries]
+    words = ["{}: {}".format(name, entry.get("output") or entry.get("reason")) for name, entry in entries
+             if entry.get("status") == "fail"]
+    return "; ".join(words) or "/readyz answers {}".format(status)
+
+
+def await_ready(target, old, seconds, child=None):
+    """Wait until the instance is ready; return its last Answer. Raise Failure as soon as `child` has ended.
+
+    `old` is the instance id of a predecessor, whose answers do not count; `child` the Popen of the process just started.
+    """
+    def look():
+        if child and child.poll() is not None:
+            raise Failure("the service ended {} before it was ready".format(_exit_words(child.returncode)))
+        instance = find(target).instance
+        if instance is None or child and instance.pid != child.pid:
+            return Answer(None, None, False, "nobody new holds the lock of {}".format(target.pid_file))
+        return inquire(instance.pid, target)
+
+    return wait_until(look, seconds, lambda answer: answer.ready and answer.instance not in (None, old))
+
+
+def _exit_words(code):
+    return "with exit code {}".format(code) if code >= 0 else "by {}".format(signal.Signals(-code).name)
+
+
+def _default_signals():
+    """What our caller ignores (nohup, a script that must not be interrupted) would stay ignored across exec."""
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+
+
+def spawn(command, output):
+    """Start a command in a session of its own, without our descriptors; what it prints is appended to `output`."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        descriptor = os.open(output, flags, 0o640)
+    except OSError as error:
+        raise Failure("{} could not be opened to append to: {}".format(output, error.strerror)) from error
+    try:
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=descriptor, stderr=subprocess.STDOUT,
+                                cwd="/", start_new_session=True, close_fds=True, preexec_fn=_default_signals)
+    except OSError as error:
+        raise Failure("{} could not be started: {}".format(command[0], error.strerror)) from error
+    finally:
+        os.close(descriptor)
+
+
+def output_fault(path):
+    """Return why spawn() could not append to a file, None when it could; creates nothing."""
+    folder = os.path.dirname(path)
+    if os.path.lexists(path):
+        usable = os.path.isfile(path) and not os.path.islink(path) and os.access(path, os.W_OK)
+    else:
+        usable = os.access(folder, os.W_OK | os.X_OK)
+    return None if usable else "{} cannot be appended to by uid {}; make it a file of that user, or remove it".format(
+        path, os.geteuid())
+
+
+def hold(descriptor, path, seconds):
+    """Take the flock(2) of a lock file that our parent has open; it stays with the parent's descriptor when we end."""
+    if not os.path.samestat(os.fstat(descriptor), os.lstat(path)) or not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        raise Failure("lock file {} is no regular file; remove it".format(path))
+
+    def taken():
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    if not taken():
+        content = os.pread(descriptor, PID_SHOWN, 0)
+        say("waiting for {}".format(describe(int(content)) if PID.fullmatch(content) else "the holder of " + path))
+        if not wait_until(taken, seconds):
+            raise Failure("lock file {} was not free within {:g} s".format(path, seconds))
+    os.ftruncate(descriptor, os.pwrite(descriptor, "{}\n".format(os.getppid()).encode("ascii"), 0))
+
+
+def cmd_find(target, _):
+    found = find(target)
+    says = None if found.instance else pid_file_says(target.pid_file)
+    for words in found.unproven + ([says] if says else []):
+        say(words)
+    if found.instance:
+        print(found.instance.pid, owner(found.instance.pid), int(start_time(found.instance.pid) or 0), found.instance.proof)
+        return 0
+    return 4 if found.unproven else 1 if says else 3
+
+
+def cmd_check(target, _):
+    found = find(target)
+    faults = [path_fault(target.pid_file), output_fault(target.pid_file + ".out")] + strangers(target, found.instance)
+    faults = [fault for fault in faults if fault] + ([] if found.instance else found.unproven)
+    for fault in faults:
+        say(fault)
+    return 1 if faults else 0
+
+
+def cmd_stop(target, options):
+    found = find(target)
+    if not found.instance:
+        if found.unproven:
+            raise Failure("not proven to be this instance, so that nothing was stopped: " + "; ".join(found.unproven))
+        tidy(target.pid_file)
+        return 0
+    end(found.instance, target, options.timeout)
+    if not wait_until(lambda: holder(target.pid_file) is None and not _listens(found.instance.pid, target), KILL_WAIT):
+        raise Failure("pid {} is gone, but its lock or port is not free".format(found.instance.pid))
+    tidy(target.pid_file)
+    return 0
+
+
+def cmd_start(target, options):
+    child = spawn(options.command, target.pid_file + ".out")
+    say("started pid {}".format(child.pid))
+    return _report(await_ready(target, options.old, options.timeout, child), options)
+
+
+def cmd_await(target, options):
+    return _report(await_ready(target, options.old, options.timeout), options)
+
+
+def _report(answer, options):
+    if answer.instance:
+        print(answer.url, answer.instance)
+    if answer.ready and answer.instance != options.old:
+        return 0
+    say("not ready: {}".format(answer.detail or "the old instance still answers"))
+    return 3 if answer.instance else 4 if answer.url else 1
+
+
+def cmd_hold(target, options):
+    hold(options.descriptor, target.pid_file + ".lock", options.timeout)
+    return 0
+
+
+COMMANDS = (("find", cmd_find, "name the proven instance"), ("check", cmd_check, "could an instance be started here?"),
+            ("stop", cmd_stop, "end the instance"), ("start", cmd_start, "start a command and await it"),
+            ("await", cmd_await, "wait until the instance is ready"), ("hold", cmd_hold, "take PIDFILE.lock for our parent"))
+
+
+def parse_arguments(argv):
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--pid-file", required=True, type=os.path.abspath, metavar="FILE", help="its lock proves the instance")
+    common.add_argument("--host", required=True, help="address that the instance listens on")
+    common.add_argument("--port", required=True, type=int, help="port that it listens on, 0 for any")
+    common.add_argument("--timeout", default=30.0, type=float, metavar="S", help="seconds to wait (default 30)")
+    common.add_argument("--old", default="", metavar="ID", help="instance id whose answers do not count")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    verbs = parser.add_subparsers(dest="verb", metavar="COMMAND")
+    verbs.required = True    # an argument of add_subparsers since Python 3.7
+    for name, function, words in COMMANDS:
+        verb = verbs.add_parser(name, parents=[common], help=words)
+        verb.set_defaults(function=function)
+        if function is cmd_start:
+            verb.add_argument("command", nargs="+", help="what to start, after --")
+        if function is cmd_hold:
+            verb.add_argument("--descriptor", required=True, type=int, help="the open lock file")
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    options = parse_arguments(argv)
+    target = Target(options.pid_file, options.host, options.port)
+    try:
+        return options.function(target, options)
+    except (Failure, Held, OSError) as error:
+        say(str(error))
+        return 4 if options.verb == "find" else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

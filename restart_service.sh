@@ -1,0 +1,320 @@
+#!/bin/bash
+# Restart the metrics service of this folder, and prove that the new one answers.
+#
+# Usage: restart_service.sh [restart|start|stop|status] [--env-file FILE] [--dry-run] [--timeout S]
+#
+#   restart         the default: check the new settings, stop the running service, start a new one, wait until that
+#                   one is ready, run health_check.py; what --check refuses leaves the running service alone
+#   start           the same without the stop; a service that runs already and answers is fine
+#   stop            end the service: SIGTERM, and SIGKILL for one that is still there after S seconds
+#   status          say what is running, and whether it answers
+#   --env-file FILE settings of the service (default: metrics.env beside this script); nothing else of the calling
+#                   environment reaches the service
+#   --dry-run       print the commands that would change something, and change nothing
+#   --timeout S     seconds for each wait: for another restart, for the stop, for the readiness (default 30)
+#
+# Environment: PYTHON, the interpreter that runs the service (default python3).
+# Exit codes: 0 done and verified, 1 not, also for bad arguments.
+#             status: 0 running, 1 dead with a PID file, 3 stopped, 4 unknown (it does not answer, or is not proven).
+# The service's stdout and stderr are appended to PIDFILE.out. A process is signalled only when supervision.py proves
+# it to be this instance; one that systemd started is left to systemctl.
+
+set -Eeuo pipefail
+umask 022
+
+VERB=restart
+ENV_FILE=                     # empty until the options are read
+DRY_RUN=                      # not empty: print side effects only
+TIMEOUT=30                    # seconds for each wait
+FAILURE=1                     # exit code of die; 4 for status
+PYTHON=${PYTHON:-python3}
+PROC=/proc                    # where cgroups are read
+HERE=$(dirname -- "$(realpath -- "${BASH_SOURCE[0]}")")
+CLEAN=(env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin "HOME=${HOME:-/}" LANG=C.UTF-8)
+SERVICE=()                    # command line of the service
+SUPERVISE=()                  # command line of supervision.py, up to its verb
+TARGET=()                     # arguments that tell supervision.py which instance is meant
+PID_FILE=                     # settings, as the service itself reads them
+HOST=
+PORT=
+LOG_FILE=
+DOUBTFUL=                     # not empty: some settings are invalid, and stand here by their default
+FOUND=                        # what supervision.py found: 0 instance, 1 PID file only, 3 nothing, 4 not proven
+PID=                          # of the instance found
+OWNER=                        # its uid
+STARTED=                      # seconds since 1970
+PROOF=                        # in words
+URL=                          # where it answers
+INSTANCE=                     # the id that it answers with, new at every start
+SYSTEMCTL=()                  # how to reach the manager of UNIT
+UNIT=                         # systemd unit whose main process the instance is
+
+say() {
+  printf 'restart_service: %s\n' "$*" >&2
+}
+
+die() {
+  say "$*"
+  exit "$FAILURE"
+}
+
+usage() {
+  local line
+  while IFS= read -r line && [[ $line == '#'* ]]; do
+    [[ $line == '#!'* ]] || printf '%s\n' "${line#\#}"
+  done < "${BASH_SOURCE[0]}"
+}
+
+# Every side effect goes through here; in a dry run its command line is printed instead, ready to be replayed.
+run() {
+  if [[ $DRY_RUN ]]; then
+    printf '[#]%s\n' "$(printf ' %q' "$@")" >&2
+  else
+    "$@"
+  fi
+}
+
+supervise() {
+  "${SUPERVISE[@]}" "$1" "${TARGET[@]}" "${@:2}"
+}
+
+parse_arguments() {
+  while (($#)); do
+    case $1 in
+      restart | start | stop | status) VERB=$1 ;;
+      --env-file | --timeout)
+        [[ ${2:-} ]] || die "$1 needs a value; --help shows it"
+        if [[ $1 == --timeout ]]; then TIMEOUT=$2; else ENV_FILE=$2; fi
+        shift ;;
+      --dry-run) DRY_RUN=yes ;;
+      -h | --help) usage; exit 0 ;;
+      *) die "unknown argument '$1'; --help lists what there is" ;;
+    esac
+    shift
+  done
+  [[ $TIMEOUT =~ ^[0-9]+(\.[0-9]+)?$ ]] || die "--timeout '$TIMEOUT' is not a number of seconds; write for example --timeout 30"
+  [[ $VERB != status ]] || FAILURE=4
+}
+
+# The interpreter is resolved once, since its name may be found on the caller's PATH only.
+find_python() {
+  local name=$PYTHON
+  PYTHON=$("$name" -c 'import sys; sys.stdout.write(sys.executable); sys.exit(sys.version_info < (3, 6))') ||
+    die "'$name' is not a Python of 3.6 or newer; set PYTHON to one"
+  SERVICE=("$PYTHON" "$HERE/metrics_service.py")
+  SUPERVISE=("${CLEAN[@]}" "$PYTHON" "$HERE/supervision.py")
+}
+
+find_env_file() {
+  if [[ $ENV_FILE ]]; then
+    [[ -r $ENV_FILE ]] || die "env file $ENV_FILE is missing or cannot be read by uid $EUID; correct --env-file"
+  else
+    ENV_FILE=$HERE/metrics.env
+    [[ -e $ENV_FILE ]] || return 0
+  fi
+  ENV_FILE=$(realpath -s -- "$ENV_FILE")
+  SERVICE+=(--env-file "$ENV_FILE")
+}
+
+# The service itself says its settings, so that they are read in one place only. Invalid ones do not keep us from stopping it.
+ask_settings() {
+  local text name value status=0
+  text=$("${CLEAN[@]}" "${SERVICE[@]}" --settings 2> /dev/null) || status=$?
+  if ((status != 0 && status != 78)); then
+    "${CLEAN[@]}" "${SERVICE[@]}" --settings > /dev/null || die "metrics_service.py could not say its settings; copy the whole folder again"
+  fi
+  while IFS='=' read -r name value; do
+    case $name in
+      METRICS_PID_FILE) PID_FILE=$value ;;
+      METRICS_HOST) HOST=$value ;;
+      METRICS_PORT) PORT=$value ;;
+      METRICS_LOG_FILE) LOG_FILE=$value ;;
+    esac
+  done <<< "$text"
+  [[ $PID_FILE && $HOST && $PORT ]] || die "metrics_service.py --settings names no PID file, host or port; copy the whole folder again"
+  [[ $status -eq 0 || ! -e $ENV_FILE ]] || DOUBTFUL=yes
+  TARGET=(--pid-file "$PID_FILE" --host "$HOST" --port "$PORT" --timeout "$TIMEOUT")
+}
+
+# Two restarts at once: the second waits. The lock goes with our descriptor, which the service does not inherit.
+take_turn() {
+  local lock
+  [[ ! $DRY_RUN ]] || return 0
+  { exec {lock}<> "$PID_FILE.lock"; } 2> /dev/null ||
+    die "lock file $PID_FILE.lock cannot be opened for writing by uid $EUID; create its folder, or give the file to that user"
+  supervise hold --descriptor "$lock" || die "nothing was done, since another restart is at work"
+}
+
+find_instance() {
+  local line
+  FOUND=0
+  line=$(supervise find) || FOUND=$?
+  read -r PID OWNER STARTED PROOF <<< "$line"
+}
+
+refuse_unproven() {
+  [[ $FOUND == [013] ]] || die "nothing was done, since it is not proven that this is the service; end it by hand if it is yours"
+}
+
+# Sets URL and INSTANCE; returns as `supervision.py await` does.
+ask_instance() {
+  local answer status=0
+  answer=$(supervise await --timeout "$1") || status=$?
+  read -r URL INSTANCE <<< "$answer"
+  return "$status"
+}
+
+# A process in the cgroup of a unit is that unit's business only when it is the main process: what cron starts is in cron's.
+find_unit() {
+  local path manager=(systemctl)
+  type -P systemctl > /dev/null || return 0
+  while IFS= read -r path; do
+    path=${path#*:*:}
+    [[ $path == *.service ]] || continue
+    [[ $path != */user@*.service/* ]] || manager=(env "XDG_RUNTIME_DIR=${XDG_RUNTIME_DIR:-/run/user/$EUID}" systemctl --user)
+    if [[ $("${manager[@]}" show -p MainPID "${path##*/}" 2> /dev/null) == "MainPID=$PID" ]]; then
+      UNIT=${path##*/} SYSTEMCTL=("${manager[@]}")
+      say "pid $PID is the main process of $UNIT: leaving it to systemctl"
+      return 0
+    fi
+  done < "$PROC/$PID/cgroup"
+}
+
+# Never stop a working service for one that cannot start.
+preflight() {
+  [[ -e $ENV_FILE ]] || die "$ENV_FILE is missing; create it with a line METRICS_DB_PATH=/path/to/shipments.db (deploy/ has an example), or name another with --env-file"
+  say "checking $ENV_FILE"
+  "${CLEAN[@]}" "${SERVICE[@]}" --check > /dev/null || die "metrics_service.py --check refuses the settings, so nothing was stopped or started"
+  supervise check || die "the service could not be started here, so nothing was stopped or started"
+}
+
+# A service restarted by another user would leave files behind that its own user cannot write.
+same_owner() {
+  [[ $OWNER == "$EUID" ]] ||
+    die "pid $PID runs as uid $OWNER and was left alone; restart it as that user: setpriv --reuid=$OWNER --regid=GROUP --init-groups $HERE/restart_service.sh"
+}
+
+start_instance() {
+  local answer
+  say "starting $HERE/metrics_service.py with $PYTHON"
+  answer=$(run "${SUPERVISE[@]}" start "${TARGET[@]}" --old "$INSTANCE" -- "${SERVICE[@]}") || give_up "the service was started, but is not ready"
+  read -r URL INSTANCE <<< "$answer"
+}
+
+confirm_healthy() {
+  run "${CLEAN[@]}" "$PYTHON" "$HERE/health_check.py" --url "${URL:-http://$HOST:$PORT}" || give_up "the service answers, but health_check.py is not content"
+  [[ $DRY_RUN ]] || say "done: $URL answers, instance $INSTANCE"
+}
+
+give_up() {
+  show_tail "$PID_FILE.out"
+  show_tail "$LOG_FILE"
+  find_instance
+  if ((FOUND == 0)); then
+    say "now running: pid $PID, which $PROOF"
+  else
+    say "now nothing is running"
+  fi
+  die "$1"
+}
+
+show_tail() {
+  [[ -f $1 && -r $1 && -s $1 ]] || return 0
+  say "the last lines of $1:"
+  tail -n 10 -- "$1" >&2
+}
+
+cmd_restart() {
+  take_turn
+  find_instance
+  refuse_unproven
+  preflight
+  if ((FOUND == 0)); then
+    ask_instance 0 2> /dev/null || say "pid $PID is not ready; restarting it all the same"
+    find_unit
+    if [[ $UNIT ]]; then
+      restart_unit
+      return
+    fi
+    same_owner
+    trap '' HUP INT TERM      # from here on the service would stay down
+    run "${SUPERVISE[@]}" stop "${TARGET[@]}" || give_up "the service could not be stopped"
+  fi
+  start_instance
+  trap - HUP INT TERM
+  confirm_healthy
+}
+
+restart_unit() {
+  local answer
+  run "${SYSTEMCTL[@]}" restart "$UNIT" || give_up "systemctl could not restart $UNIT"
+  answer=$(run "${SUPERVISE[@]}" await "${TARGET[@]}" --old "$INSTANCE") || give_up "$UNIT was restarted, but is not ready"
+  read -r URL INSTANCE <<< "$answer"
+  confirm_healthy
+}
+
+cmd_start() {
+  take_turn
+  find_instance
+  refuse_unproven
+  if ((FOUND == 0)); then
+    ask_instance "$TIMEOUT" || give_up "pid $PID runs already, but is not ready"
+    say "running already: pid $PID, $URL, instance $INSTANCE"
+    return
+  fi
+  preflight
+  start_instance
+  confirm_healthy
+}
+
+cmd_stop() {
+  take_turn
+  find_instance
+  refuse_unproven
+  if ((FOUND == 0)); then
+    find_unit
+  elif [[ $DOUBTFUL ]]; then
+    die "nothing was found, but some settings of $ENV_FILE are invalid, so that it may run elsewhere; metrics_service.py --check names them"
+  else
+    say "nothing is running"
+  fi
+  if [[ $UNIT ]]; then
+    run "${SYSTEMCTL[@]}" stop "$UNIT" || give_up "systemctl could not stop $UNIT"
+  else
+    run "${SUPERVISE[@]}" stop "${TARGET[@]}" || give_up "the service could not be stopped"    # removes a stale PID file too
+  fi
+  [[ $DRY_RUN ]] || ((FOUND != 0)) || say "stopped"
+}
+
+cmd_status() {
+  local answers=0 ready=ready
+  find_instance
+  refuse_unproven
+  if ((FOUND != 0)); then
+    [[ ! $DOUBTFUL ]] || die "nothing was found, but some settings of $ENV_FILE are invalid, so that it may run elsewhere"
+    printf 'not running\n'
+    exit "$FOUND"
+  fi
+  ask_instance 0 || answers=$?
+  ((answers == 0)) || ready='not ready'
+  ((answers == 0 || answers == 3)) || die "pid $PID, which $PROOF, does not answer"
+  printf 'running: pid %s since %s, %s, instance %s, %s\n' "$PID" "$(TZ=UTC printf '%(%Y-%m-%dT%H:%M:%SZ)T' "$STARTED")" "$URL" "$INSTANCE" "$ready"
+  printf 'proof: it %s\n' "$PROOF"
+  if [[ -e $ENV_FILE && $(stat -L -c %Y -- "$ENV_FILE") -gt $STARTED ]]; then
+    printf 'settings: %s was changed after the start; restart to load it\n' "$ENV_FILE"
+  fi
+}
+
+main() {
+  parse_arguments "$@"
+  find_python
+  find_env_file
+  ask_settings
+  "cmd_$VERB"
+}
+
+_is_sourced() {
+  [[ ${BASH_SOURCE[0]} != "$0" ]]
+}
+
+_is_sourced || main "$@"
