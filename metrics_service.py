@@ -30,6 +30,7 @@ import shutil
 import signal
 import socket
 import sqlite3
+import stat
 import subprocess
 import sys
 import tempfile
@@ -214,7 +215,7 @@ def read_settings(env_file):
     try:
         return load_settings(gather(env_file))
     except (OSError, supervision.EnvFileError) as error:
-        return load_settings({"METRICS_DB_PATH": Given("unknown", "", "/")})[0], ["the env file cannot be used: %s" % error]
+        return load_settings({})[0], ["the env file cannot be used: %s" % error]
 
 
 # ---- Log: one event, one line, to the file or, while that cannot be written, to stdout
@@ -225,7 +226,7 @@ LOGGER.propagate = False
 ECS_FIELDS = {"reason": "event.reason", "error": "error.message", "stack": "error.stack_trace", "method": "http.request.method",
               "path": "url.path", "user_agent": "user_agent.original"}
 ERRNO_REASONS = {errno.ENOENT: "missing", errno.ENOTDIR: "missing", errno.EACCES: "denied", errno.EPERM: "denied",
-                 errno.EISDIR: "is_directory", errno.ENOSPC: "disk_full", errno.EDQUOT: "disk_full", errno.EFBIG: "disk_full",
+                 errno.EISDIR: "not_a_file", errno.ENOSPC: "disk_full", errno.EDQUOT: "disk_full", errno.EFBIG: "disk_full",
                  errno.EROFS: "readonly", errno.EMFILE: "descriptors", errno.ENFILE: "descriptors"}
 
 
@@ -590,6 +591,8 @@ class Store:
             status = os.stat(self.path)
         except OSError as error:
             raise self.gone(error)
+        if not stat.S_ISREG(status.st_mode):  # SQLite calls a folder an I/O error, and would wait for ever for a FIFO's writer
+            raise Trouble("not_a_file", "database %s: it is a folder or a device, not a file" % self.path)
         inode, self.size = file_identity(status), status.st_size
         if self.connection and inode != self.inode:
             self.close()
@@ -968,7 +971,7 @@ def check_store(store):
     try:
         store.snapshot()
     except Trouble as trouble:
-        if trouble.reason in ("missing", "is_directory") or not store.size:
+        if trouble.reason in ("missing", "not_a_file") or not store.size:
             yield Finding("error", "%s; set METRICS_DB_PATH to the shipments database, or make one: python3 seed.py FILE" % trouble.detail)
         elif trouble.reason != "schema_mismatch":
             yield Finding("warning", "%s: %s; the service will start and not be ready" % (trouble.reason, trouble.detail))

@@ -1,0 +1,181 @@
+"""The figures: each definition against rows whose answer is known."""
+
+import calendar
+import json
+import sqlite3
+import time
+
+import pytest
+
+import metrics_service
+from conftest import add_rows, make_database
+
+NOW = calendar.timegm((2026, 3, 10, 15, 30, 0))  # 2026-03-10T15:30:00Z
+
+
+def figures(path, now=NOW):
+    return metrics_service.Store(str(path), 2, 60, clock=lambda: now).snapshot().figures
+
+
+def metrics(path, history=0, now=NOW):
+    return metrics_service.metrics_document(figures(path, now), history)
+
+
+def shipment(reference, status="in_transit", **columns):
+    return dict(columns, reference=reference, status=status)
+
+
+@pytest.fixture
+def document(tmp_path):
+    """document(row, ...): the metrics of a database with these rows."""
+    return lambda *rows: metrics(make_database(tmp_path / "a.db", rows))
+
+
+def test_an_empty_database_has_zero_counts_and_nothing_evaluated(document):
+    empty = document()
+    assert empty["shipments"]["total"] == 0
+    assert empty["shipments"]["by_status"] == dict.fromkeys(metrics_service.STATUSES, 0)
+    assert empty["delivery"]["on_time_rate"] is None
+    assert empty["delivery"]["transit_seconds"] == {"count": 0, "mean": None, "p50": None, "p95": None, "negative": 0}
+    assert empty["by_carrier"] == empty["by_mode"] == []
+    assert len(empty["daily"]) == 30
+
+
+@pytest.mark.parametrize("promised, overdue", [
+    ("2026-03-10T15:29:59Z", 1),   # a second ago, within this hour
+    ("2026-03-10T15:30:00Z", 0),   # now: still kept if it happens now
+    ("2026-03-10T15:59:59Z", 0),
+    ("2026-03-10T14:59:59Z", 1),   # the hour before, from the rollup
+    ("2026-03-09", 1),             # a day that has ended
+    ("2026-03-10", 0),             # a day that has not
+    (None, 0),
+])
+def test_a_promise_runs_out_at_its_instant_or_at_the_end_of_its_day(document, promised, overdue):
+    assert document(shipment("a", promised_at=promised))["shipments"]["overdue"] == overdue
+
+
+def test_a_day_that_ends_at_midnight_is_overdue_from_midnight_on(tmp_path):
+    path = make_database(tmp_path / "a.db", [shipment("a", promised_at="2026-03-10")])
+    midnight = calendar.timegm((2026, 3, 11, 0, 0, 0))
+    assert [metrics(path, now=now)["shipments"]["overdue"] for now in (midnight - 1, midnight)] == [0, 1]
+
+
+@pytest.mark.parametrize("status, overdue", [(status, int(status not in ("delivered", "returned", "cancelled")))
+                                             for status in metrics_service.STATUSES])
+def test_only_open_shipments_are_overdue(document, status, overdue):
+    shipments = document(shipment("a", status, promised_at="2026-03-01"))["shipments"]
+    assert (shipments["overdue"], shipments["open"], shipments["by_status"][status]) == (overdue, overdue, 1)
+
+
+def test_overdue_shipments_fall_into_age_bands(document):
+    hours_ago = [1, 23, 25, 71, 73, 167, 169, 1000]
+    rows = [shipment("r%d" % hours, promised_at=metrics_service.instant(NOW - hours * 3600)) for hours in hours_ago]
+    shipments = document(*rows)["shipments"]
+    assert shipments["overdue_by_age"] == {"under_1_day": 2, "1_to_3_days": 2, "3_to_7_days": 2, "over_7_days": 2}
+    assert shipments["overdue"] == 8
+
+
+@pytest.mark.parametrize("promised, delivered, on_time, late_seconds", [
+    ("2026-03-05", "2026-03-05T23:59:59Z", 1, None),
+    ("2026-03-05", "2026-03-06T00:00:00Z", 0, 86400),
+    ("2026-03-05", "2026-03-05", 1, None),
+    ("2026-03-05T12:00:00Z", "2026-03-05T12:00:00Z", 1, None),
+    ("2026-03-05T12:00:00Z", "2026-03-05T12:00:01Z", 0, 1),
+    ("2026-03-05T12:00:00Z", "2026-03-05", 1, None),
+    ("2026-03-05T12:00:00Z", "2026-03-06", 0, 86400),
+])
+def test_punctuality_is_judged_at_the_coarser_of_the_two_precisions(document, promised, delivered, on_time, late_seconds):
+    delivery = document(shipment("a", "delivered", promised_at=promised, delivered_at=delivered))["delivery"]
+    assert (delivery["evaluated"], delivery["on_time"], delivery["late"]) == (1, on_time, 1 - on_time)
+    assert delivery["late_seconds"]["mean"] == late_seconds
+
+
+def test_the_rate_is_over_delivered_shipments_with_both_dates(document):
+    delivery = document(
+        shipment("on time", "delivered", promised_at="2026-03-05", delivered_at="2026-03-04"),
+        shipment("late", "delivered", promised_at="2026-03-05", delivered_at="2026-03-08"),
+        shipment("no promise", "delivered", delivered_at="2026-03-08"),
+        shipment("no date", "delivered", promised_at="2026-03-08"),
+        shipment("cancelled", "cancelled", promised_at="2026-03-05", delivered_at="2026-03-08"))["delivery"]
+    assert (delivery["delivered"], delivery["evaluated"], delivery["on_time_rate"]) == (4, 2, 0.5)
+
+
+def test_transit_counts_from_shipping_else_from_creation_and_sets_negative_ones_aside(document):
+    transit = document(
+        shipment("a", "delivered", created_at="2026-03-01", shipped_at="2026-03-03", delivered_at="2026-03-05"),
+        shipment("b", "delivered", created_at="2026-03-01", delivered_at="2026-03-05"),
+        shipment("c", "delivered", created_at="2026-03-06", delivered_at="2026-03-05"),
+        shipment("d", "delivered", delivered_at="2026-03-05"))["delivery"]["transit_seconds"]
+    assert (transit["count"], transit["negative"], transit["mean"]) == (2, 1, 3 * 86400)
+
+
+def test_percentiles_are_interpolated_within_their_bucket():
+    counts, bounds = metrics_service.collections.Counter({20: 2, 40: 2}), [10, 20, 40, 2 ** 63 - 1]
+    assert [metrics_service.quantile(counts, bounds, q) for q in (.25, .5, .75, 1)] == [15, 20, 30, 40]
+
+
+def test_a_percentile_in_the_unbounded_bucket_is_the_bound_below_it(document):
+    transit = document(shipment("a", "delivered", created_at="2020-01-01", delivered_at="2026-03-05"))["delivery"]["transit_seconds"]
+    assert transit["p50"] == transit["p95"] == 730 * 86400
+
+
+def test_carriers_and_modes_hold_the_same_figures_as_the_whole(document):
+    rows = [shipment("a", "delivered", carrier="x", mode="air", promised_at="2026-03-05", delivered_at="2026-03-04"),
+            shipment("b", "exception", carrier="x", mode="road", promised_at="2026-03-05", exception_reason="weather"),
+            shipment("c", carrier=None, promised_at="2026-03-05")]
+    answer = document(*rows)
+    assert [(lane["carrier"], lane["shipments"], lane["overdue"], lane["exception"]) for lane in answer["by_carrier"]] == [
+        ("x", 2, 1, 1), (None, 1, 1, 0)]
+    assert [(lane["mode"], lane["shipments"]) for lane in answer["by_mode"]] == [(None, 1), ("air", 1), ("road", 1)]
+    assert sum(lane["overdue"] for lane in answer["by_mode"]) == answer["shipments"]["overdue"] == 2
+    assert answer["shipments"]["exceptions_by_reason"] == [{"reason": "weather", "shipments": 1}]
+
+
+def test_days_and_hours_are_zero_filled_and_end_now(document, tmp_path):
+    path = make_database(tmp_path / "b.db", [
+        shipment("a", created_at="2026-03-10T15:00:00Z"), shipment("b", created_at="2026-03-10"),
+        shipment("c", "delivered", promised_at="2026-03-08", delivered_at="2026-03-09T01:00:00Z"),
+        shipment("future", created_at="2026-03-10T16:00:00Z")])
+    answer = metrics(path, history=16)
+    assert [(day["date"], day["created"]) for day in answer["daily"]][-2:] == [("2026-03-09", 0), ("2026-03-10", 2)]
+    assert answer["daily"][-2]["late"] == 1 and answer["daily"][-2]["on_time_rate"] == 0
+    assert [(hour["hour"], hour["created"]) for hour in answer["history"]][::15] == [("2026-03-10T00", 1), ("2026-03-10T15", 1)]
+    assert "history" not in metrics(path)
+
+
+def test_the_longest_history_lies_within_what_is_read(document, tmp_path):
+    first = metrics_service.hour_of(NOW - 671 * 3600)
+    path = make_database(tmp_path / "b.db", [shipment("a", created_at=first + ":00:00Z")])
+    assert metrics(path, history=672)["history"][0]["created"] == 1
+
+
+def test_changes_dated_in_the_future_do_not_make_the_data_fresh(tmp_path):
+    path = make_database(tmp_path / "a.db", [shipment("a", updated_at="2026-03-10T15:00:00Z"),
+                                             shipment("b", updated_at="2099-01-01T00:00:00Z")])
+    assert figures(path)[-3:] == ("2026-03-10T15:00:00Z", 1, 1)
+
+
+def test_every_scrape_query_reads_by_index_and_never_the_whole_table(database):
+    connection = sqlite3.connect(str(database))
+    moment = dict.fromkeys(["now", "hour", "since", "band0", "band1", "band2"], "2026-03-10T15")
+    for sql in (metrics_service.OVERDUE, metrics_service.NEWEST_CHANGE, metrics_service.FUTURE_CHANGES):
+        plan = [row[3] for row in connection.execute("EXPLAIN QUERY PLAN " + sql, moment)]
+        reads = [step for step in plan if "shipments" in step]
+        assert reads and all("USING" in step and "INDEX" in step and not step.startswith("SCAN") for step in reads), plan
+
+
+def test_the_answer_is_json_without_nan_whatever_the_numbers(document):
+    rows = [shipment("a", weight_kg=0.0, cost=-1.5, carrier="<script>\u202e\U0001f69a" + "x" * 500)]
+    assert json.loads(json.dumps(document(*rows), allow_nan=False))["by_carrier"][0]["carrier"].startswith("<script>")
+
+
+def test_the_statuses_are_those_of_the_schema(database):
+    connection = sqlite3.connect(str(database))
+    add_rows(connection, [shipment(status, status) for status in metrics_service.STATUSES])
+    with pytest.raises(sqlite3.IntegrityError):
+        add_rows(connection, [shipment("x", "lost")])
+
+
+def test_an_instant_reads_back_as_written():
+    assert metrics_service.unix_time(metrics_service.instant(NOW)) == NOW
+    assert metrics_service.unix_time("2026-07-01T00:00:00Z") == calendar.timegm(time.strptime("2026-07-01", "%Y-%m-%d"))
