@@ -1,0 +1,345 @@
+"""supervision.py on real files, locks, sockets and processes."""
+
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import supervision
+from conftest import ROOT, wait_for
+
+INSTANCE = """
+import signal, socket, sys
+sys.path.insert(0, {root!r})
+import supervision
+server = socket.socket()
+server.bind(("127.0.0.1", int(sys.argv[2])))
+server.listen()
+with supervision.PidFile(sys.argv[1]):
+    print(server.getsockname()[1], flush=True)
+    signal.pause()
+"""
+CONTEND = """
+import os, sys
+sys.path.insert(0, {root!r})
+import supervision
+for _ in range(100):
+    try:
+        with supervision.PidFile(sys.argv[1]):
+            os.mkdir(sys.argv[2])
+            os.rmdir(sys.argv[2])
+    except supervision.Held:
+        pass
+"""
+GARBAGE = (b"", b"0\n", b"1\n", b"-1\n", b"12 34\n", b"99999999999999999999\n", b"\xc3\xa9\n", b"\x00\xff\x7f", b"4194304\n")
+
+
+@pytest.fixture
+def run():
+    """Runs Python programs that print a line when they are ready: run(*arguments) -> (Popen, line). All end with the test."""
+    children = []
+
+    def start(*arguments, **options):
+        children.append(subprocess.Popen([sys.executable] + [str(argument) for argument in arguments],
+                                         stdout=subprocess.PIPE, universal_newlines=True, **options))
+        return children[-1], children[-1].stdout.readline().strip()
+    yield start
+    for child in children:
+        child.kill()
+        child.wait()
+        child.stdout.close()
+
+
+@pytest.fixture
+def script(tmp_path, monkeypatch):
+    """A stand-in for the service of a folder, which supervision takes for its own."""
+    path = tmp_path / "metrics_service.py"
+    path.write_text(INSTANCE.format(root=str(ROOT)))
+    monkeypatch.setattr(supervision, "SERVICE", str(path))
+    return path
+
+
+@pytest.fixture
+def instance(script, tmp_path, run):
+    """A running stand-in: (Popen, Target)."""
+    child, port = run(script, tmp_path / "x.pid", 0)
+    return child, supervision.Target(str(tmp_path / "x.pid"), "127.0.0.1", int(port))
+
+
+def env_file(tmp_path, content):
+    path = tmp_path / "metrics.env"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return str(path)
+
+
+def idle(run):
+    return run("-c", "import time; print(flush=True); time.sleep(60)")[0]
+
+
+@pytest.mark.parametrize("line, value", [
+    ("A=b", "b"), ("A = b c  ", "b c"), ("A=", ""), ("A=$HOME #x", "$HOME #x"), ("A=it's", "it's"), ("A='b\\n'", "b\\n"),
+    ('A="b\\"\\\\\\c"', 'b"\\\\c'), ('A="b" \'c\' d', "bcd"), ("A=b\\ \\\nc", "b c"), ("A='b\nc'", "b\nc"), ('A="b\\\nc"', "bc"),
+    ("A=b\r", "b"), ("  A=\u00e9", "\u00e9"), ("A=b\\", "b"),
+])
+def test_an_env_file_is_read_as_systemd_reads_it(tmp_path, line, value):
+    path = env_file(tmp_path, "# comment\n; comment\n\n" + line)
+    assert supervision.read_env_file(path) == [("A", value, 4)]
+
+
+@pytest.mark.parametrize("content, words", [
+    ("export A=b", "1: `export` belongs to shells; write A=b"),
+    ("\nA B=c", "2: 'A B' is no variable name; use letters, digits and _"),
+    ("A=b\n\n\nnonsense", "4: 'nonsense' is no assignment; write NAME=VALUE, or # before a comment"),
+    ("A=b\nB='c\nD=e", "2: the quote of B is never closed; close it, or put a backslash before it"),
+    ("A=b\nB=\0", "2: contains a NUL character; write the file anew as plain text"),
+    (b"A=b\nB=\xe9", "2: is not UTF-8; save the file as UTF-8"),
+])
+def test_a_bad_line_of_an_env_file_is_named_with_its_cure(tmp_path, content, words):
+    path = env_file(tmp_path, content)
+    with pytest.raises(supervision.EnvFileError) as raised:
+        supervision.read_env_file(path)
+    assert str(raised.value) == path + ":" + words
+
+
+def test_a_missing_env_file_is_named(tmp_path):
+    with pytest.raises(supervision.EnvFileError, match="/none.env: could not be read: No such file or directory"):
+        supervision.read_env_file(str(tmp_path / "none.env"))
+
+
+def test_a_pid_file_holds_the_pid_while_we_live_and_is_gone_afterwards(tmp_path):
+    path = tmp_path / "x.pid"
+    path.write_text("something longer than a PID\n")
+    with supervision.PidFile(str(path)):
+        assert path.read_text() == "%d\n" % os.getpid()
+    assert not path.exists()
+
+
+def test_a_second_process_is_told_who_holds_the_lock(instance):
+    child, target = instance
+    with pytest.raises(supervision.Held) as raised:
+        supervision.PidFile(target.pid_file).acquire()
+    assert raised.value.pid == child.pid == supervision.lock_holder(target.pid_file)
+    assert "is locked by pid %d (" % child.pid in str(raised.value)
+
+
+def test_the_lock_dies_with_its_process_and_a_stale_file_is_taken_over(instance):
+    child, target = instance
+    child.kill()
+    child.wait()
+    assert Path(target.pid_file).exists() and supervision.lock_holder(target.pid_file) is None
+    with supervision.PidFile(target.pid_file):
+        assert Path(target.pid_file).read_text() == "%d\n" % os.getpid()
+
+
+def test_release_leaves_a_file_that_is_not_ours_and_may_be_called_twice(tmp_path):
+    lock = supervision.PidFile(str(tmp_path / "x.pid"))
+    lock.acquire()
+    os.unlink(lock.path)
+    Path(lock.path).write_text("another's\n")
+    lock.release()
+    lock.release()
+    assert Path(lock.path).read_text() == "another's\n"
+
+
+def test_never_do_two_processes_hold_a_lock_that_is_removed_and_made_anew_all_the_time(tmp_path):
+    command = [sys.executable, "-c", CONTEND.format(root=str(ROOT)), str(tmp_path / "x.pid"), str(tmp_path / "inside")]
+    children = [subprocess.Popen(command, stderr=subprocess.PIPE) for _ in range(4)]
+    errors = [child.communicate()[1] for child in children]
+    assert errors == [b""] * 4
+
+
+@pytest.mark.parametrize("make, words", [
+    (os.mkdir, "is a folder; set METRICS_PID_FILE to a file"),
+    (os.mkfifo, "is no regular file; remove it, or set another METRICS_PID_FILE"),
+    (lambda path: os.symlink("target", path), "is a symbolic link, which is refused; remove it"),
+    (lambda path: Path(path).write_bytes(b"x" * 5000), "has 5000 bytes, which is no PID but somebody's data"),
+])
+def test_what_cannot_be_a_pid_file_is_refused_before_and_at_the_lock(tmp_path, make, words):
+    path = str(tmp_path / "x.pid")
+    make(path)
+    with pytest.raises(supervision.PidFileError) as raised:
+        supervision.PidFile(path).acquire()
+    assert str(raised.value) == supervision.path_fault(path)
+    assert words in str(raised.value)
+
+
+def test_a_missing_folder_of_the_pid_file_is_named(tmp_path):
+    path = str(tmp_path / "none" / "x.pid")
+    with pytest.raises(supervision.PidFileError, match="its folder is missing; create the folder"):
+        supervision.PidFile(path).acquire()
+    assert "its folder is missing" in supervision.path_fault(path)
+
+
+def test_a_good_path_has_no_fault_and_looking_creates_nothing(tmp_path):
+    assert supervision.path_fault(str(tmp_path / "x.pid")) is None
+    assert os.listdir(str(tmp_path)) == []
+
+
+def test_the_holder_of_a_database_lock_is_named_without_opening_the_file(tmp_path, run):
+    path = tmp_path / "x.db"
+    writer = "import sqlite3, sys, time; c = sqlite3.connect(sys.argv[1]); c.execute('CREATE TABLE t (a)'); " \
+             "c.execute('BEGIN EXCLUSIVE'); print(flush=True); time.sleep(60)"
+    child, _ = run("-c", writer, path)
+    assert supervision.file_holders(str(path)) == [child.pid]
+
+
+def test_listeners_are_found_by_address_and_port():
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen(1)
+        port = server.getsockname()[1]
+        inode = os.fstat(server.fileno()).st_ino
+        expected = [(os.getpid(), inode, "127.0.0.1", port)]
+        assert [supervision.listeners(host, port) for host in ("127.0.0.1", "0.0.0.0", "::")] == [expected] * 3
+        assert supervision.listeners("127.0.0.2", port) == supervision.listeners("::1", port) == []
+
+
+def test_a_process_is_described_on_one_line(run):
+    child, _ = run("-c", "print(flush=True); import time; time.sleep(60)", "a\nb")
+    assert supervision.describe(child.pid) == "pid %d (%s -c print(flush=True); import time; time.sleep(60) a?b, uid %d)" % (
+        child.pid, sys.executable, os.getuid())
+    child.kill()
+    wait_for(lambda: supervision.process_stat(child.pid).state == "Z", "the zombie")
+    assert supervision.describe(child.pid) == "pid %d (zombie, uid %d)" % (child.pid, os.getuid())
+    child.wait()
+    assert supervision.describe(child.pid) == "pid %d (gone)" % child.pid
+
+
+def test_only_the_script_that_python_runs_counts(script, tmp_path, run):
+    wait = "import time; print(flush=True); time.sleep(60)"
+    editor = tmp_path / "editor.py"
+    editor.write_text(wait)
+    script.write_text(wait)
+    assert supervision.script_of(run("-c", wait, script)[0].pid) is None
+    assert supervision.script_of(run(editor, script)[0].pid) == str(editor)
+    assert supervision.script_of(run("-W", "ignore", "-u", script)[0].pid) == str(script)
+    assert supervision.script_of(run("metrics_service.py", cwd=str(tmp_path))[0].pid) == str(script)
+
+
+def test_the_lock_proves_the_instance(instance):
+    child, target = instance
+    found = supervision.find(target)
+    assert (found.instance.pid, found.instance.proof) == (child.pid, "holds the lock of " + target.pid_file)
+
+
+@pytest.mark.parametrize("content", GARBAGE)
+def test_behind_a_false_pid_file_the_instance_is_found_by_user_lock_and_port(instance, content):
+    child, target = instance
+    os.unlink(target.pid_file)
+    Path(target.pid_file).write_bytes(content)
+    found = supervision.find(target)
+    assert (found.instance.pid, found.unproven) == (child.pid, [])
+    assert "no PID of a service" in supervision.pid_file_says(target.pid_file) or content == b"4194304\n"
+
+
+def test_an_instance_without_pid_file_on_another_port_is_named_and_not_proven(instance):
+    child, target = instance
+    os.unlink(target.pid_file)
+    found = supervision.find(target._replace(port=target.port + 1))
+    assert found.instance is None
+    assert found.unproven == ["%s runs this folder's metrics_service.py but lacks port %d" % (
+        supervision.describe(child.pid), target.port + 1)]
+
+
+def test_a_stranger_that_holds_the_lock_is_named_and_not_proven(tmp_path, run):
+    target = supervision.Target(str(tmp_path / "x.pid"), "127.0.0.1", 1)
+    stranger = tmp_path / "stranger.py"
+    stranger.write_text(INSTANCE.format(root=str(ROOT)))
+    child, _ = run(stranger, target.pid_file, 0)
+    found = supervision.find(target)
+    assert found.instance is None
+    assert found.unproven == ["%s holds the lock of %s but does not run metrics_service.py" % (
+        supervision.describe(child.pid), target.pid_file)]
+
+
+def test_other_instances_of_the_folder_and_the_same_script_elsewhere_are_no_concern(instance, tmp_path, run):
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "metrics_service.py").write_text(INSTANCE.format(root=str(ROOT)))
+    run(other / "metrics_service.py", other / "x.pid", 0)
+    target = supervision.Target(str(tmp_path / "y.pid"), "127.0.0.1", 1)
+    assert supervision.find(target) == (None, [])
+
+
+@pytest.mark.parametrize("pidfd", [True, False])
+def test_nobody_is_signalled_once_the_proof_has_ended(instance, run, monkeypatch, pidfd):
+    if not pidfd:
+        monkeypatch.delattr(os, "pidfd_open", raising=False)
+    bystander, target = idle(run), instance[1]
+    reused = supervision.Instance(bystander.pid, supervision.process_stat(bystander.pid).started, "was proven")
+    with pytest.raises(supervision.Failure, match="no longer proven"):
+        supervision.send(reused, target, signal.SIGKILL)
+    assert bystander.poll() is None
+
+
+@pytest.mark.parametrize("pidfd", [True, False])
+def test_a_proven_instance_is_ended_even_when_it_is_stopped(instance, monkeypatch, pidfd):
+    if not pidfd:
+        monkeypatch.delattr(os, "pidfd_open", raising=False)
+    child, target = instance
+    child.send_signal(signal.SIGSTOP)
+    supervision.end(supervision.find(target).instance, target, 5)
+    assert child.wait(1) == -signal.SIGTERM
+
+
+def test_a_spawned_process_has_its_own_session_no_descriptors_of_ours_and_a_private_output(tmp_path):
+    output = tmp_path / "x.out"
+    reader, writer = os.pipe()
+    os.set_inheritable(writer, True)
+    child = supervision.spawn([sys.executable, "-c", "import os; print(os.getsid(0), sorted(os.listdir('/proc/self/fd'))[:3], "
+                               "os.path.exists('/proc/self/fd/%d'), os.getcwd())" % writer], str(output))
+    assert child.wait() == 0
+    assert output.read_text() == "%d ['0', '1', '2'] False /\n" % child.pid
+    assert output.stat().st_mode & 0o777 == 0o640
+    os.close(reader)
+    os.close(writer)
+
+
+def test_output_is_never_appended_through_a_symbolic_link(tmp_path):
+    link = tmp_path / "x.out"
+    link.symlink_to(tmp_path / "victim")
+    with pytest.raises(supervision.Failure, match="x.out could not be opened to append to"):
+        supervision.spawn(["true"], str(link))
+    assert supervision.output_fault(str(link)) and not (tmp_path / "victim").exists()
+
+
+def test_find_has_an_exit_code_for_each_case(instance, capsys):
+    child, target = instance
+    command = ["find", "--pid-file", target.pid_file, "--host", target.host, "--port"]
+    assert supervision.main(command + [str(target.port)]) == 0
+    pid, uid, started, proof = capsys.readouterr().out.split(None, 3)
+    assert (int(pid), int(uid), proof) == (child.pid, os.getuid(), "holds the lock of %s\n" % target.pid_file)
+    assert abs(int(started) - time.time()) < 60
+    moved = target.pid_file + ".moved"
+    os.rename(target.pid_file, moved)
+    assert supervision.main(command + [str(target.port)]) == 4
+    os.rename(moved, target.pid_file)
+    child.kill()
+    child.wait()
+    assert supervision.main(command + [str(target.port)]) == 1
+    os.unlink(target.pid_file)
+    assert supervision.main(command + [str(target.port)]) == 3
+
+
+def test_bad_arguments_exit_2(capsys):
+    with pytest.raises(SystemExit) as exited:
+        supervision.main(["find"])
+    assert exited.value.code == 2
+    assert "--pid-file" in capsys.readouterr().err
+
+
+def test_a_database_stays_locked_while_its_holders_are_named(tmp_path):
+    path = tmp_path / "x.db"
+    connection = sqlite3.connect(str(path), isolation_level=None)
+    connection.execute("BEGIN EXCLUSIVE")
+    assert supervision.file_holders(str(path)) == [os.getpid()]
+    other = subprocess.Popen([sys.executable, "-c", "import sqlite3, sys; sqlite3.connect(sys.argv[1], timeout=0).execute('BEGIN IMMEDIATE')",
+                              str(path)], stderr=subprocess.PIPE)
+    assert b"database is locked" in other.communicate()[1]
+    connection.close()
