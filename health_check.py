@@ -1,0 +1,719 @@
+#!/usr/bin/env python3
+"""Judge metrics_service from outside, over HTTP alone: one line with the verdict, then one line per check.
+
+  reachable  /livez answers, and what answers is metrics_service
+  metrics    /metrics is well-formed JSON with every figure in its place
+  database   /readyz counted the shipments with a real query, and the figures agree among themselves
+  latency    the slowest of these requests
+  fresh      the age of the newest change, with --max-age only
+  log        errors of this run of the service: read from --log-file, or from what /metrics says of its log
+
+A check is ok, warning, failing or could not tell. Exit code 0: each check is ok or warning. Exit code 1: one is failing or could
+not tell, or the arguments are wrong. All ends within --timeout, however slowly anything answers, so runs from cron never pile up:
+
+  */5 * * * * /opt/metrics/health_check.py --quiet --log-file /var/log/metrics.log
+"""
+
+import argparse
+import base64
+import calendar
+import email.utils
+import enum
+import errno
+import http.client
+import json
+import math
+import os
+import re
+import socket
+import ssl
+import stat
+import sys
+import threading
+import time
+from collections import namedtuple
+from contextlib import closing
+from urllib.parse import urlsplit
+
+VERSION = "0.1.0"
+SERVICE = "metrics_service"         # who has to answer
+USER_AGENT = "health_check/" + VERSION
+RUNBOOK = "docs/runbook.md#"
+BODY_LIMIT = 4 << 20                # bytes; a real answer has some tens of thousands
+TEXT_LIMIT = 300                    # characters printed of a text that somebody else wrote
+LOG_TAIL = 256 << 10                # bytes read from the end of a log file
+CLOCK_SLACK = 120                   # seconds between the figures' time and the Date of the answer that brings them
+CERTIFICATE_NOTICE = 21 * 86400     # seconds before a certificate's end that a person gets to replace it
+TIMESTAMP = "%Y-%m-%dT%H:%M:%S"     # UTC; once the Z is off, times compare as text, with or without a fraction
+LOOPBACK = re.compile(r"localhost|127\.[0-9.]+|::1")
+LOG_LINE = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[.\d]*)Z ([A-Z]+) (.+)")
+LOG_FIELD = re.compile(r'(\w+)=("(?:[^"\\]|\\.)*"|\S*)')
+ENDED_BY_RECOVERY = ("database_unavailable", "schema_mismatch")     # by the event database_recovered
+FILE_REASONS = {FileNotFoundError: "missing", NotADirectoryError: "missing", PermissionError: "denied"}
+
+# What each answer of /metrics has, be it the problem document of a failing service, and what each good one has besides.
+COUNT, NUMBER, TEXT, NULL = (int,), (int, float), (str,), (type(None),)     # exact types: a bool is no count
+LOGGING = {
+    TEXT: "service.started_at logging.target",
+    TEXT + NULL: "logging.path logging.reason logging.last_error_at logging.last_recovery_at",
+    COUNT: "logging.errors_total",
+    (bool,): "logging.fallback",
+}
+SPINE = {
+    TEXT: "service.name service.version service.instance generated_at",
+    COUNT: "shipments.total shipments.open shipments.overdue database.future_changes requests.total "
+           "delivery.delivered delivery.evaluated delivery.on_time delivery.late",
+    NUMBER: "service.uptime_seconds",
+    NUMBER + NULL: "database.newest_change_age_seconds delivery.on_time_rate "
+                   "delivery.transit_seconds.mean delivery.transit_seconds.p50 delivery.transit_seconds.p95",
+    (dict,): "shipments.by_status",
+    (dict,) + NULL: "stale",
+    (list,): "by_carrier by_mode daily",
+}
+
+# How far a request has come, and what it means to be no further when time is up.
+LOOKUP = ("timeout", "the name look-up has no result")
+CONNECT = ("timeout", "the connection is not accepted")
+HANDSHAKE = ("silent", "it accepts the connection and does not answer the TLS handshake")
+SILENCE = ("silent", "it accepts the connection and does not answer: is the process stopped?")
+HEAD = ("too_slow", "the headers are still coming")
+BODY = ("too_slow", "the body is still coming")
+
+# What else ends a request without an answer, the most special class first.
+ENDINGS = (
+    ((socket.gaierror, UnicodeError), "unresolved", "the name has no address: {0}"),
+    (ConnectionRefusedError, "refused", "nothing listens there"),
+    (http.client.RemoteDisconnected, "closed", "it closes the connection without an answer"),
+    (http.client.IncompleteRead, "closed", "it closes the connection in the middle of the answer"),
+    ((ConnectionResetError, BrokenPipeError), "reset", "it resets the connection"),
+    (http.client.HTTPException, "malformed", "what comes back is not HTTP: {0!r}"),
+    (ssl.CertificateError, "certificate", "{0}"),
+    (ssl.SSLError, "tls", "{0}"),
+    (OSError, "unreachable", "{0}"),
+)
+
+
+class Status(enum.IntEnum):
+    """Best to worst; the verdict is the worst there is."""
+    OK = 0
+    WARNING = 1
+    UNKNOWN = 2
+    FAILING = 3
+
+    def words(self):
+        return "could not tell" if self is Status.UNKNOWN else self.name.lower()
+
+
+OK, WARNING, UNKNOWN, FAILING = Status
+
+Finding = namedtuple("Finding", "status reason summary")    # reason: one word of the runbook, or None
+Result = namedtuple("Result", "name status reason summary seconds")
+Report = namedtuple("Report", "verdict url instance checked_at seconds results")
+Answer = namedtuple("Answer", "status phrase location date body")   # any HTTP answer, its body cut off behind the limit
+Entry = namedtuple("Entry", "time level text")              # a log line; text begins with the event
+Option = namedtuple("Option", "name kind default metavar help")
+
+
+class Overdue(Exception):
+    """The time for it is up."""
+
+
+class Trouble(Exception):
+    """Ends the check that meets it, with this finding."""
+
+    def __init__(self, *finding):
+        Exception.__init__(self, *finding)
+        self.finding = Finding(*finding)
+
+
+def within(seconds, function, *arguments):
+    """What function returns or raises, or Overdue when that takes longer.
+
+    By a thread that is left behind, for nothing else bounds everything: a socket's timeout starts again with every byte, and a
+    signal does not interrupt a name look-up.
+    """
+    outcome = []
+
+    def run():
+        try:
+            outcome.append((function(*arguments), None))
+        except Exception as error:  # for whoever waits
+            outcome.append((None, error))
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if not outcome:
+        raise Overdue
+    result, error = outcome[0]
+    if error:
+        raise error
+    return result
+
+
+def printable(text):
+    """One line that is safe on any terminal and in a mail, whoever wrote it."""
+    line = "".join(letter if letter.isprintable() else " " for letter in text[:TEXT_LIMIT])
+    return line.encode(sys.stdout.encoding or "ascii", "backslashreplace").decode(sys.stdout.encoding or "ascii")
+
+
+def stamp(seconds):
+    return time.strftime(TIMESTAMP, time.gmtime(seconds))
+
+
+def parse_object(body):
+    """A JSON object in strict JSON. ValueError for anything else: NaN and what overflows, another type, undecodable bytes."""
+    def finite(number):
+        if not math.isfinite(float(number)):
+            raise ValueError("{} is not JSON".format(number))
+        return float(number)
+
+    try:
+        document = json.loads(body.decode(), parse_constant=finite, parse_float=finite)
+    except RecursionError:
+        raise ValueError("it is nested too deeply")
+    if not isinstance(document, dict):
+        raise ValueError("it is no JSON object")
+    return document
+
+
+def misfits(document, shape):
+    """The paths of shape where document has another type or nothing."""
+    for kinds, paths in shape.items():
+        for path in paths.split():
+            value = document
+            for name in path.split("."):
+                value = value.get(name, ...) if isinstance(value, dict) else ...
+            if type(value) not in kinds:
+                yield path
+
+
+def find_proxy(url):
+    """The proxy that the environment asks for as a split URL; None for this host itself, which no proxy can reach."""
+    if LOOPBACK.fullmatch(url.hostname):
+        return None
+    from urllib.request import getproxies, proxy_bypass     # a fifth of the start-up time, seldom needed
+    proxy = getproxies().get(url.scheme)
+    if not proxy or proxy_bypass(url.hostname):
+        return None
+    return urlsplit(proxy if "//" in proxy else "http://" + proxy)
+
+
+class Exchange:
+    """One GET over a connection of its own. stage and peer tell whoever stops waiting how far it came."""
+
+    def __init__(self, settings, path, authorization):
+        self.url, self.path, self.context = settings.url, path, settings.ca_file
+        self.proxy = find_proxy(self.url)
+        self.headers = {"User-Agent": USER_AGENT, "Accept": "application/json, */*;q=0.5", "Connection": "close"}
+        if authorization:
+            self.headers["Authorization"] = authorization
+        self.stage, self.peer = LOOKUP, self.url.netloc
+        self.connection = None
+        self.expires = None         # unix time of the certificate's end, with https
+
+    def run(self):
+        """The Answer, whatever its status; redirects are not followed. Without one: an error listed in ENDINGS."""
+        self.connection = self.prepare()
+        with closing(self.connection):
+            self.stage = CONNECT
+            self.connection.connect()
+            self.stage = SILENCE
+            return self.ask(self.connection.sock)
+
+    def prepare(self):
+        """An HTTPConnection not yet connected, once the name that it goes to has an address."""
+        port = self.url.port or {"http": 80, "https": 443}[self.url.scheme]
+        host, door = (self.proxy.hostname, self.proxy.port or 80) if self.proxy else (self.url.hostname, port)
+        addresses = {found[4][0] for found in socket.getaddrinfo(host, door, 0, socket.SOCK_STREAM)}
+        self.peer = "{}{} port {}".format("the proxy " if self.proxy else "", " or ".join(sorted(addresses)), door)
+        if self.url.scheme == "http":
+            return http.client.HTTPConnection(host, door)
+        connection = http.client.HTTPSConnection(host, door, context=self.context or ssl.create_default_context())
+        if self.proxy:
+            connection.set_tunnel(self.url.hostname, port)
+        return connection
+
+    def ask(self, sock):
+        if self.url.scheme == "https":
+            self.expires = ssl.cert_time_to_seconds(sock.getpeercert()["notAfter"])
+        through = "http://" + self.url.netloc if self.proxy and self.url.scheme == "http" else ""
+        self.connection.request("GET", through + self.url.path + self.path, headers=self.headers)
+        response = http.client.HTTPResponse(sock, method="GET")
+        if not response.fp.peek(1):
+            raise http.client.RemoteDisconnected
+        self.stage = HEAD
+        response.begin()
+        self.stage = BODY
+        body = response.read(BODY_LIMIT + 1)
+        if response.length and len(body) <= BODY_LIMIT:     # read(n) takes the end of the connection for the end of the body
+            raise http.client.IncompleteRead(body)
+        return Answer(response.status, response.reason, response.getheader("Location"), response.getheader("Date"), body)
+
+    def trouble(self, reason, summary):
+        """The Trouble that names this request and whom it went to."""
+        if self.proxy and self.stage in (LOOKUP, CONNECT):
+            reason = "proxy"
+        return Trouble(FAILING, reason, "GET {} at {}: {}".format(self.path, self.peer, summary))
+
+    def give_up(self, seconds):
+        """The Trouble for an exchange that is stuck where it is."""
+        connected = self.stage is CONNECT and self.connection.sock
+        reason, summary = HANDSHAKE if connected else self.stage
+        return self.trouble(reason, "{}; gave up after {:.3g} s".format(summary, seconds))
+
+    def explain(self, error):
+        """The Trouble for an error listed in ENDINGS."""
+        reason, summary = next(ending[1:] for ending in ENDINGS if isinstance(error, ending[0]))
+        if "CERTIFICATE_VERIFY_FAILED" in str(error):   # an SSLError like any other before Python 3.7
+            reason = "certificate"
+        return self.trouble(reason, summary.format(error))
+
+    def refuse(self, answer, statuses):
+        """Trouble when the status is none of these, or the body too long to be ours."""
+        status = "{} {}".format(answer.status, answer.phrase).strip()
+        if answer.status in (401, 403):
+            cure = "wrong user or password" if "Authorization" in self.headers else "it wants --credentials"
+            raise self.trouble("credentials", "{}: {}".format(status, cure))
+        if answer.status not in statuses:
+            redirect = " to {}, not followed".format(answer.location) if answer.location else ""
+            raise self.trouble("http_status", status + redirect)
+        if len(answer.body) > BODY_LIMIT:
+            raise self.trouble("malformed", "the answer is longer than {} bytes".format(BODY_LIMIT))
+
+
+class Site:
+    """What one run has learnt of the service so far, and the way to ask for more."""
+
+    def __init__(self, settings):
+        self.settings = settings
+        self.deadline = time.monotonic() + settings.timeout
+        self.seconds = {}           # path: what the slowest request for it took
+        self.last = None            # the Exchange that was answered last
+        self.clock = time.time()    # the service's own, by the Date of its last answer
+        self.instance = None        # known once the service is reachable
+        self.figures = None         # the document of /metrics, once it is known to be well-formed
+        self.logging = None         # the same, or the problem document given instead: both tell of the log
+
+    def within(self, function, *arguments):
+        """What function returns within what is left of the time for all checks."""
+        left = self.deadline - time.monotonic()
+        if left <= 0:
+            raise Trouble(UNKNOWN, None, "nothing is left of the {:g} s for all checks".format(self.settings.timeout))
+        return within(left, function, *arguments)
+
+    def fetch(self, path, statuses, authorization=None):
+        """The Answer to GET path with one of these statuses; Trouble tells what happened instead."""
+        exchange, started = Exchange(self.settings, path, authorization), time.monotonic()
+        try:
+            answer = self.within(exchange.run)
+        except Overdue:
+            raise exchange.give_up(time.monotonic() - started)
+        except (OSError, http.client.HTTPException, ssl.CertificateError, UnicodeError) as error:
+            raise exchange.explain(error)
+        finally:
+            self.seconds[path] = max(self.seconds.get(path, 0), time.monotonic() - started)
+        exchange.refuse(answer, statuses)
+        date = email.utils.parsedate_tz(answer.date or "")
+        self.clock = email.utils.mktime_tz(date) if date else time.time()
+        self.last = exchange
+        return answer
+
+    def require(self, value, summary="not reachable"):
+        """The value that an earlier check has learnt; without it this one cannot tell."""
+        if value is None:
+            raise Trouble(UNKNOWN, None, summary)
+        return value
+
+
+def document_of(answer, path):
+    """The JSON object in an answer; Trouble when there is none."""
+    try:
+        return parse_object(answer.body)
+    except ValueError as error:
+        reason = "malformed" if answer.status == 200 else "http_status"
+        raise Trouble(FAILING, reason, "GET {}: {}, {}: {!r}".format(path, answer.status, error, answer.body[:40]))
+
+
+def identify(site):
+    """The instance that answers /livez. Asked without credentials: a stranger on our port shall not have them."""
+    answer = site.fetch("/livez", (200,))
+    try:
+        found = parse_object(answer.body)
+    except ValueError:
+        found = {}
+    if found.get("service") != SERVICE or not isinstance(found.get("instance"), str):
+        raise Trouble(FAILING, "identity", "what answers at {} is not {}: {!r}".format(site.last.peer, SERVICE, answer.body[:40]))
+    return found["instance"]
+
+
+def check_reachable(site):
+    site.instance = identify(site)
+    expires = site.last.expires
+    if expires and expires - time.time() < CERTIFICATE_NOTICE:
+        return Finding(WARNING, "certificate", "the certificate ends at {}Z".format(stamp(expires)))
+    return Finding(OK, None, "instance {} at {}".format(site.instance, site.last.peer))
+
+
+def read_figures(site):
+    """The document of /metrics with every figure in its place; Trouble repeats what a problem document says."""
+    answer = site.fetch("/metrics", (200, 500, 503), site.settings.credentials)
+    document = document_of(answer, "/metrics")
+    if not any(misfits(document, LOGGING)):
+        site.logging = document
+    if answer.status != 200:
+        summary = document.get("detail") or "GET /metrics: {}".format(answer.status)
+        raise Trouble(FAILING, document.get("reason") or "http_status", summary)
+    missing = ", ".join(sorted([*misfits(document, LOGGING), *misfits(document, SPINE)]))
+    if missing:
+        raise Trouble(FAILING, "malformed", "GET /metrics: missing, or of another type: " + missing)
+    return document
+
+
+def check_metrics(site):
+    site.require(site.instance)
+    figures = read_figures(site)
+    if figures["service"]["instance"] != site.instance:     # restarted between the two requests
+        site.instance, figures = identify(site), read_figures(site)
+    if figures["service"]["instance"] != site.instance:
+        raise Trouble(FAILING, "identity", "/livez and /metrics come from two instances that share the address")
+    site.figures, stale = figures, figures["stale"]
+    if stale:
+        return Finding(WARNING, "stale", "figures are {} s old: {}".format(stale.get("age_seconds"), stale.get("reason")))
+    return Finding(OK, None, "{total} shipments, {open} open, {overdue} overdue".format(**figures["shipments"]))
+
+
+def read_health(site):
+    """The status of /readyz and its entries, (name, entry) pairs; what it says of the log is left to the check of the log."""
+    health = document_of(site.fetch("/readyz", (200, 503), site.settings.credentials), "/readyz")
+    status, checks = health.get("status"), health.get("checks")
+    if status == "fail" and not checks:
+        raise Trouble(FAILING, "not_ready", "/readyz says fail and nothing else")
+    if status in ("pass", "warn") and checks is None:
+        raise Trouble(UNKNOWN, "credentials", "/readyz tells strangers its status only: give --credentials")
+    try:
+        entries = [(name, entry) for name in sorted(checks) for entry in checks[name] if not name.startswith("log:")]
+        return {"pass": OK, "warn": WARNING, "fail": FAILING}[status], [(name, entry, entry["status"]) for name, entry in entries]
+    except (TypeError, KeyError):
+        raise Trouble(FAILING, "malformed", "GET /readyz: no health+json")
+
+
+def disagreement(figures, clock):
+    """Reason and summary of what cannot be true of the figures of /metrics together, or None."""
+    shipments, stale = figures["shipments"], figures["stale"]
+    parts = sum(shipments["by_status"].values())
+    if parts != shipments["total"]:
+        return "inconsistent", "{} shipments by status, {} in total".format(parts, shipments["total"])
+    age = clock - calendar.timegm(time.strptime(figures["generated_at"][:19], TIMESTAMP))
+    if not stale and abs(age) > CLOCK_SLACK:
+        return "inconsistent", "figures are of {}, the service's clock says {}Z".format(figures["generated_at"], stamp(clock))
+    return None
+
+
+def check_database(site):
+    site.require(site.instance)
+    status, entries = read_health(site)
+    troubled = [entry for _, entry, state in entries if state != "pass"]
+    reason = next((entry["reason"] for entry in troubled if "reason" in entry), "not_ready")
+    outputs = [str(entry.get("output")) for entry in troubled]
+    said = "; ".join(one for one in outputs if not any(one in other for other in outputs if other != one))
+    if status is FAILING:
+        return Finding(FAILING, reason, said)
+    counts = [entry.get("observedValue") for name, entry, _ in entries if name == "database:shipments"]
+    if len(counts) != 1 or type(counts[0]) is not int:
+        return Finding(FAILING, "malformed", "GET /readyz: no count of shipments")
+    wrong = site.figures and disagreement(site.figures, site.clock)
+    if wrong:
+        return Finding(FAILING, *wrong)
+    return Finding(WARNING, reason, said) if troubled else Finding(OK, None, "{} shipments counted".format(counts[0]))
+
+
+def check_latency(site):
+    site.require(site.instance)
+    path, seconds = max(site.seconds.items(), key=lambda request: request[1])
+    limit = site.settings.max_latency
+    if seconds > limit:
+        return Finding(FAILING, "too_slow", "{:.3f} s for {}, limit {:g} s".format(seconds, path, limit))
+    return Finding(OK, None, "{:.3f} s, limit {:g} s".format(seconds, limit))
+
+
+def check_fresh(site):
+    """None when nobody asked for it."""
+    limit = site.settings.max_age
+    if limit is None:
+        return None
+    database = site.require(site.figures, "no figures from /metrics")["database"]
+    age = site.require(database["newest_change_age_seconds"], "no change recorded")
+    told = "the newest change is {:g} s old, limit {:g} s".format(age, limit)
+    if age > limit:
+        return Finding(FAILING, "frozen", told + ": has the writer stopped?")
+    if database["future_changes"]:
+        return Finding(WARNING, "future_changes", "{} changes are dated in the future".format(database["future_changes"]))
+    return Finding(OK, None, told)
+
+
+def parse_entry(line):
+    """The Entry in a log line of either format; None for anything else, such as a traceback."""
+    if line.startswith("{"):
+        try:
+            record = json.loads(line)
+            line = " ".join((record["@timestamp"], record["log.level"].upper(), record["message"]))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return None
+    match = LOG_LINE.fullmatch(line)
+    return match and Entry(*match.groups())
+
+
+def read_log(path):
+    """The entries in a log file's tail, oldest first, and whether that is the whole file."""
+    if not stat.S_ISREG(os.stat(path).st_mode):     # a pipe would wait for a writer
+        raise IsADirectoryError(errno.EISDIR, "it is no plain file", path)
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - LOG_TAIL))
+        lines = file.read(LOG_TAIL).decode("utf-8", "replace").split("\n")
+    whole = size <= LOG_TAIL
+    entries = [entry for entry in map(parse_entry, lines if whole else lines[1:]) if entry]
+    if size and not entries:
+        raise Trouble(UNKNOWN, "malformed", "{} has no line of a {} log".format(path, SERVICE))
+    return entries, whole
+
+
+def read_logs(path, since):
+    """The entries since a moment, the rotated predecessor's included, and whether these are all there were."""
+    entries, whole = read_log(path)
+    if whole and not (entries and entries[0].time <= since) and os.path.exists(path + ".1"):
+        older, whole = read_log(path + ".1")
+        entries = older + entries
+    return [entry for entry in entries if entry.time >= since], whole or entries[0].time <= since
+
+
+def is_error(entry):
+    """Whether an entry is an error that was not caused by a request of this very check, which would keep itself alarmed."""
+    agent = dict(LOG_FIELD.findall(entry.text)).get("user_agent", "")
+    return entry.level == "ERROR" and not agent.startswith("health_check/")
+
+
+def earliest(site, clock):
+    """The time from which errors count: within the window, and of this run of the service."""
+    since = stamp(clock - site.settings.log_window)
+    return max(since, site.logging["service"]["started_at"].rstrip("Z")) if site.logging else since
+
+
+def judge_report(site):
+    """The finding on what the service itself tells of its log."""
+    log = site.require(site.logging, "/metrics does not tell")["logging"]
+    since, count = earliest(site, site.clock), log["errors_total"]
+    last, recovery = (log["last_error_at"] or "").rstrip("Z"), (log["last_recovery_at"] or "").rstrip("Z")
+    if last < since:
+        return Finding(OK, None, "no error since {}Z".format(since))
+    if recovery >= last:
+        return Finding(WARNING, "recovered", "an error at {}Z, recovered at {}Z".format(last, recovery))
+    return Finding(FAILING, "log_errors", "errors since the start: {}, the last at {}Z".format(count, last))
+
+
+def judge_file(site):
+    """The finding on the log file; what its tail does not reach is judged by the service's own report."""
+    path, since = site.settings.log_file, earliest(site, time.time())
+    try:
+        entries, complete = site.within(read_logs, path, since)
+    except Overdue:
+        raise Trouble(UNKNOWN, "timeout", "reading {} takes too long".format(path))
+    except OSError as error:
+        raise Trouble(UNKNOWN, FILE_REASONS.get(type(error), "io_error"), "{}: {}".format(path, error.strerror))
+    errors = [entry for entry in entries if is_error(entry)]
+    over = max([entry.time for entry in entries if entry.text.startswith("database_recovered")], default="")
+    lasting = [entry for entry in errors if entry.time > over or not entry.text.startswith(ENDED_BY_RECOVERY)]
+    if lasting:
+        told = "errors since {1}Z: {0}, the last: {2}Z {3}".format(len(lasting), since, lasting[-1].time, lasting[-1].text)
+        return Finding(FAILING, "log_errors", told)
+    if errors:
+        return Finding(WARNING, "recovered", "errors since {}Z: {}, over since {}Z".format(since, len(errors), over))
+    if not complete or not site.logging:
+        return judge_report(site)
+    return Finding(OK, None, "no error since {}Z in {}".format(since, path))
+
+
+def judge_target(site):
+    """A warning when the service does not log to where it should, None when it does."""
+    log, path = site.logging and site.logging["logging"], site.settings.log_file
+    if log and log["fallback"]:
+        return Finding(WARNING, log["reason"] or "log_fallback", "it logs to stdout: {} is {}".format(log["path"], log["reason"]))
+    if log and path and (log["target"] != "file" or os.path.realpath(log["path"] or "") != os.path.realpath(path)):
+        return Finding(WARNING, "other_log", "it logs to {}, not to {}".format(log["path"] or log["target"], path))
+    return None
+
+
+def check_log(site):
+    """By the file where the service writes to it, else by the service's own report; it is the worse of target and content."""
+    target = judge_target(site)
+    content = judge_file(site) if site.settings.log_file and not target else judge_report(site)
+    return max(target or content, content, key=lambda finding: finding.status)
+
+
+CHECKS = (
+    ("reachable", check_reachable),
+    ("metrics", check_metrics),
+    ("database", check_database),
+    ("latency", check_latency),
+    ("fresh", check_fresh),
+    ("log", check_log),
+)
+
+
+def judge(site, name, check):
+    """The Result of one check, None when nobody asked for it."""
+    started = time.monotonic()
+    try:
+        finding = check(site)
+    except Trouble as trouble:
+        finding = trouble.finding
+    return finding and Result(name, *finding, seconds=round(time.monotonic() - started, 6))
+
+
+def run_checks(settings):
+    site, started = Site(settings), time.monotonic()
+    results = [result for result in (judge(site, name, check) for name, check in CHECKS) if result]
+    verdict = max(result.status for result in results)
+    seconds = round(time.monotonic() - started, 6)
+    return Report(verdict, settings.url.geturl(), site.instance, stamp(time.time()) + "Z", seconds, results)
+
+
+def exit_code(report):
+    return 0 if report.verdict <= WARNING else 1
+
+
+def word(result):
+    """The reason and the summary of a result in one line."""
+    return printable("{}: {}".format(result.reason, result.summary) if result.reason else result.summary)
+
+
+def as_text(report):
+    """The verdict with its nearest cause, then every check; the database comes before what else shows its failure."""
+    cause = max(report.results, key=lambda result: (result.status, result.name == "database"))
+    told = "{} checks".format(len(report.results)) if report.verdict is OK else cause.name + " " + word(cause)
+    lines = ["{} {}: {} ({})".format(SERVICE, report.verdict.words().upper(), told, report.url)]
+    width = max(len(result.status.words()) for result in report.results)
+    for result in report.results:
+        lines.append("  {:{}}  {:9}  {}".format(result.status.words(), width, result.name, word(result)))
+        if result.reason:
+            lines[-1] += "  " + RUNBOOK + result.reason
+    return "\n".join(lines)
+
+
+def as_json(report):
+    checks = [dict(result._asdict(), status=result.status.name.lower()) for result in report.results]
+    return json.dumps({"verdict": report.verdict.name.lower(), "exit": exit_code(report), "url": report.url,
+                       "instance": report.instance, "checked_at": report.checked_at, "seconds": report.seconds, "checks": checks})
+
+
+OUTPUTS = {"text": as_text, "json": as_json}
+
+
+def web_address(text):
+    url = urlsplit(text.rstrip("/"))
+    if url.scheme not in ("http", "https") or not url.hostname or url.port == 0:    # port refuses what is above 65535 itself
+        raise ValueError("give http://HOST:PORT or https://HOST:PORT")
+    if url.username is not None:
+        raise ValueError("a password in a URL ends up in process lists: use --credentials")
+    if url.query or url.fragment or not text.isprintable() or " " in text:
+        raise ValueError("give no query, no fragment and no blanks")
+    return url
+
+
+def duration(text):
+    seconds = float(text)
+    if not 0 < seconds <= 1e9:      # refuses nan too
+        raise ValueError("give seconds above 0")
+    return seconds
+
+
+def switch(text):
+    return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}[text.lower()]
+
+
+def output(text):
+    return OUTPUTS[text]
+
+
+def read_credentials(path):
+    """The Authorization header for the user:password line of a file that nobody else can read."""
+    facts = os.stat(path)
+    if not stat.S_ISREG(facts.st_mode) or facts.st_mode & 0o077:
+        raise ValueError("others can read it, or it is no plain file: chmod 600 it")
+    with open(path, encoding="utf-8") as file:
+        line = file.read().rstrip("\r\n")
+    if ":" not in line or not line.isprintable():
+        raise ValueError("it has to be one line, user:password")
+    return "Basic " + base64.b64encode(line.encode()).decode()
+
+
+def read_authorities(path):
+    """A TLS context that trusts the certificates in one file; its ssl.SSLError is an OSError."""
+    return ssl.create_default_context(cafile=path)
+
+
+OPTIONS = (
+    Option("url", web_address, "http://127.0.0.1:8321", "URL", "where the service answers"),
+    Option("log_file", str, None, "FILE", "the service's log on this host"),
+    Option("credentials", read_credentials, None, "FILE", "one line user:password, readable by its owner alone"),
+    Option("ca_file", read_authorities, None, "FILE", "certificates to trust instead of the system's"),
+    Option("format", output, "text", "|".join(OUTPUTS), "what to print"),
+    Option("quiet", switch, "0", None, "print nothing when all is ok"),
+    Option("timeout", duration, "10", "SECONDS", "end of all checks together"),
+    Option("max_latency", duration, "1", "SECONDS", "what one request may take"),
+    Option("max_age", duration, None, "SECONDS", "what the newest change may be old"),
+    Option("log_window", duration, "600", "SECONDS", "how long an error in the log counts"),
+)
+Settings = namedtuple("Settings", [option.name for option in OPTIONS])
+
+
+class Parser(argparse.ArgumentParser):
+    """Leaves with 1 on wrong arguments: 2 is no exit code of ours."""
+
+    def error(self, message):
+        self.exit(1, "{}: {}\nSee --help.\n".format(self.prog, message))
+
+
+def variable(option):
+    return "METRICS_CHECK_" + option.name.upper()
+
+
+def build_parser():
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    for option in OPTIONS:
+        form = {"metavar": option.metavar} if option.metavar else {"action": "store_const", "const": "1"}
+        text = "{} ({}{})".format(option.help, "default {}, ".format(option.default) if option.default else "", variable(option))
+        parser.add_argument("--" + option.name.replace("_", "-"), help=text, **form)
+    parser.add_argument("--version", action="version", version="health_check " + VERSION)
+    return parser
+
+
+def read_settings(argv, environ):
+    """Settings from the command line, else from the environment, else by default; a wrong one ends the program with 1."""
+    parser = build_parser()
+    given, values = vars(parser.parse_args(argv)), []
+    for option in OPTIONS:
+        origin = variable(option) if given[option.name] is None else "--" + option.name.replace("_", "-")
+        text = given[option.name] or environ.get(variable(option)) or option.default
+        try:
+            values.append(text and option.kind(text))
+        except (ValueError, KeyError, OSError) as error:
+            parser.error("{} {}: {}".format(origin, text, error))
+    return Settings(*values)
+
+
+def main(argv=None):
+    settings = read_settings(argv, os.environ)
+    try:
+        report = run_checks(settings)
+        if not settings.quiet or report.verdict is not OK:
+            print(settings.format(report), flush=True)
+        return exit_code(report)
+    except (Exception, KeyboardInterrupt) as error:     # a fault of the check: never a good verdict, and one line for the mail
+        print("health_check: could not tell: {!r}".format(error), file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
