@@ -513,7 +513,7 @@ class Store:
         self.wanted = schema_check.wanted_schema()
         self.lock = threading.Lock()
         self.connection = self.inode = self.size = self.deadline = None
-        self.schema_version = self.data_version = None      # as of the findings, as of the last snapshot
+        self.versions = self.data_version = None   # schema_version and user_version of the findings; data_version of the snapshot
         self.findings, self.last, self.good_at = [], None, None
         self.trouble, self.failed_at, self.said = None, 0.0, None   # said: the (event, reason) of the last line in the log
         self.queries, self.seconds, self.last_seconds, self.max_seconds = 0, 0.0, None, None
@@ -603,7 +603,7 @@ class Store:
             uri = "file:%s?mode=ro" % urllib.parse.quote(self.path)
             self.connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
             self.connection.set_progress_handler(lambda: time.monotonic() > self.deadline, PROGRESS_STEPS)
-            self.inode, self.schema_version, self.data_version = inode, None, None
+            self.inode, self.versions, self.data_version = inode, None, None
 
     def gone(self, error):
         """The Trouble of a path that has no file. The connection stays open: it may hold the last copy of the data."""
@@ -629,10 +629,10 @@ class Store:
         if not self.size:
             raise Trouble("truncated", "database %s: the file is empty (0 bytes)" % self.path)
         data_version = self.one(DATA_VERSION)
-        schema_version = self.one(SCHEMA_VERSION)
-        if schema_version != self.schema_version:
+        versions = self.one(SCHEMA_VERSION), self.one(schema_check.VERSION)
+        if versions != self.versions:
             self.compare()
-            self.schema_version = schema_version
+            self.versions = versions
         if self.errors():
             raise Trouble("schema_mismatch", "database %s: %s; it needs the schema of this release (schema.sql)" % (
                 self.path, "; ".join(self.errors())), 500)

@@ -1,0 +1,358 @@
+"""The database as it is read: every way in which it can fail, told apart by its facts, and the way back."""
+
+import os
+import resource
+import shutil
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+import metrics_service
+from conftest import DEADLINE, add_rows, make_database
+
+ROW = {"reference": "a", "status": "pending"}
+
+# Programs that another process runs on the database; each prints a line when it is where it should be.
+HOLD_LOCK = "c.execute('BEGIN EXCLUSIVE'); print(flush=True); input()"
+LONG_WRITE = """c.execute('PRAGMA cache_size = 10'); c.execute('BEGIN')
+for i in range(3000): c.execute("INSERT INTO shipments (reference, status) VALUES (?, 'pending')", ('r%d' % i,))
+print(flush=True); input()"""
+SHORT_WRITE = "c.execute('BEGIN IMMEDIATE'); c.execute(\"UPDATE shipments SET cost = 1\"); print(flush=True); input()"
+
+
+class Writer:
+    """Another process that has the database open and runs a program on it."""
+
+    def __init__(self, path, program):
+        script = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1], isolation_level=None)\n" + program
+        self.process = subprocess.Popen([sys.executable, "-c", script, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.process.stdout.readline()
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.kill()
+        self.process.stdin.close()
+        self.process.stdout.close()
+
+
+@pytest.fixture
+def path(tmp_path):
+    return make_database(tmp_path / "a.db", [ROW])
+
+
+@pytest.fixture
+def store(path):
+    """A Store whose every look is a new second, with little patience."""
+    ticks = iter(range(1800000000, 1900000000))
+    made = metrics_service.Store(str(path), .3, 60, clock=lambda: next(ticks))
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def events(monkeypatch):
+    """The names of the events logged, with their reasons."""
+    seen = []
+    monkeypatch.setattr(metrics_service, "event", lambda level, name, **fields: seen.append((name, fields.get("reason"))))
+    return seen
+
+
+def total(store):
+    return sum(store.snapshot().figures.statuses.values())
+
+
+def trouble(store):
+    """(reason, status, detail) of the Trouble that a snapshot raises."""
+    started = time.monotonic()
+    with pytest.raises(metrics_service.Trouble) as raised:
+        store.snapshot()
+    assert time.monotonic() - started < DEADLINE
+    return raised.value.reason, raised.value.status, raised.value.detail
+
+
+def test_the_reader_cannot_write(store):
+    store.snapshot()
+    with pytest.raises(sqlite3.OperationalError):
+        store.connection.execute("DELETE FROM shipments")
+
+
+def test_a_locked_database_is_named_with_its_holder_within_the_deadline(store, path):
+    with Writer(path, HOLD_LOCK) as writer:
+        reason, status, detail = trouble(store)
+    assert (reason, status) == ("locked", 503)
+    assert "held by pid %d (" % writer.process.pid in detail and "waited 0." in detail
+
+
+def test_while_a_writer_holds_the_lock_the_last_figures_are_served_and_then_no_more(store, path, events):
+    assert total(store) == 1
+    with Writer(path, LONG_WRITE):
+        snapshot = store.snapshot()
+        assert snapshot.stale.reason == "locked" and sum(snapshot.figures.statuses.values()) == 1
+        assert store.age() < DEADLINE
+        store.stale_seconds = 0
+        assert trouble(store)[0] == "locked"
+    assert trouble(store)[0] == "hot_journal"
+    assert events == [("database_stale", "locked"), ("database_unavailable", "locked"), ("database_unavailable", "hot_journal")]
+
+
+def test_a_writer_that_has_not_yet_to_commit_holds_up_nobody(store, path):
+    with Writer(path, SHORT_WRITE):
+        assert store.snapshot().stale is None
+
+
+def test_the_end_of_a_lock_is_noticed_and_said_once(store, path, events):
+    total(store)
+    with Writer(path, HOLD_LOCK):
+        store.snapshot()
+    assert [store.snapshot().stale for _ in range(3)] == [None] * 3
+    assert events == [("database_stale", "locked"), ("database_recovered", "locked")]
+
+
+def test_a_hot_journal_is_named_with_the_command_that_heals_it(store, path):
+    with Writer(path, LONG_WRITE) as writer:
+        writer.kill()
+        reason, status, detail = trouble(store)
+    assert (reason, status) == ("hot_journal", 503)
+    assert "python3 seed.py %s --verify" % path in detail
+    sqlite3.connect(str(path)).execute("SELECT count(*) FROM shipments").fetchone()
+    assert total(store) == 1
+
+
+def test_a_moved_database_is_missing_and_its_new_place_named(store, path, events):
+    total(store)
+    path.rename(path.parent / "b.db")
+    reason, status, detail = trouble(store)
+    assert (reason, status) == ("missing", 503) and detail.endswith("it was moved to %s" % (path.parent / "b.db"))
+    (path.parent / "b.db").rename(path)
+    assert total(store) == 1
+    assert events == [("database_unavailable", "missing"), ("database_recovered", "missing")]
+
+
+def test_a_deleted_database_stays_open_so_that_its_data_can_be_copied_back(store, path):
+    total(store)
+    before = path.read_bytes()
+    path.unlink()
+    reason, _, detail = trouble(store)
+    assert reason == "missing" and "was deleted, but is still open here: copy /proc/%d/fd/" % os.getpid() in detail
+    rescue = detail.split("copy ")[1].split()[0]
+    shutil.copyfile(rescue, str(path))
+    assert path.read_bytes() == before and total(store) == 1
+
+
+def test_a_replaced_database_is_noticed_and_read(store, path, events):
+    assert total(store) == 1
+    make_database(path.parent / "b.db", [ROW, dict(ROW, reference="b")]).rename(path)
+    assert total(store) == 2
+    assert (events, store.replaced) == ([("database_replaced", None)], 1)
+
+
+def test_a_replacement_with_another_schema_is_a_mismatch(store, path):
+    total(store)
+    other = sqlite3.connect(str(path.parent / "b.db"))
+    other.execute("CREATE TABLE t (x)")
+    other.close()
+    (path.parent / "b.db").rename(path)
+    reason, status, detail = trouble(store)
+    assert (reason, status) == ("schema_mismatch", 500) and "table shipments is missing" in detail
+
+
+@pytest.mark.parametrize("opened", [False, True])
+@pytest.mark.parametrize("damage, reason, words", [
+    (lambda path: os.truncate(str(path), 0), "truncated", "the file is empty (0 bytes)"),
+    (lambda path: os.truncate(str(path), 6000), "truncated", "the file has 6000 bytes, its header says"),
+    (lambda path: overwrite(path, 0, b"\0" * 100), "corrupt", "first bytes are not those of a SQLite database"),
+    (lambda path: path.write_bytes(b"not a database at all" * 500), "corrupt", "first bytes are not those of a SQLite database"),
+])
+def test_a_damaged_file_is_told_apart_and_recovers_when_put_back(store, path, damage, reason, words, opened):
+    whole = path.read_bytes()
+    if opened:
+        total(store)
+    damage(path)
+    found, status, detail = trouble(store)
+    assert (found, status) == (reason, 503) and words in detail
+    path.write_bytes(whole)
+    assert total(store) == 1
+
+
+def overwrite(path, offset, data):
+    with path.open("r+b") as file:
+        file.seek(offset)
+        file.write(data)
+
+
+def test_a_folder_or_a_fifo_in_its_place_hangs_nobody(tmp_path):
+    os.mkfifo(str(tmp_path / "fifo"))
+    for path in (tmp_path, tmp_path / "fifo"):
+        assert trouble(metrics_service.Store(str(path), 1, 0))[0] == "not_a_file"
+
+
+def test_a_query_that_takes_too_long_is_interrupted(store, path):
+    connection = sqlite3.connect(str(path))
+    connection.executemany("INSERT INTO rollup_due VALUES (?, '', '', 1)", (("1999-%06d" % i,) for i in range(300000)))
+    connection.commit()
+    store.timeout = .01
+    reason, status, detail = trouble(store)
+    assert (reason, status) == ("timeout", 503) and "METRICS_QUERY_TIMEOUT" in detail
+    store.timeout = 30
+    assert total(store) == 1
+
+
+def test_text_that_is_not_utf8_is_named(store, path):
+    connection = sqlite3.connect(str(path))
+    connection.execute("INSERT INTO shipments (reference, status, carrier) VALUES ('b', 'pending', CAST(x'FFFE' AS TEXT))")
+    connection.commit()
+    assert trouble(store)[:2] == ("encoding", 503)
+
+
+def test_no_descriptor_left_is_named_and_heals(path):
+    store = metrics_service.Store(str(path), .3, 60)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    next_free = os.dup(0)
+    os.close(next_free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (next_free, limits[1]))
+    try:
+        assert trouble(store)[0] == "descriptors"
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert total(store) == 1
+
+
+def test_a_renamed_column_is_a_mismatch_at_once_and_over_when_it_is_back(store, path, events):
+    total(store)
+    writer = sqlite3.connect(str(path))
+    writer.execute("ALTER TABLE shipments RENAME COLUMN carrier TO courier")
+    assert trouble(store) == ("schema_mismatch", 500, "database %s: column shipments.carrier is missing; it needs the schema of "
+                                                      "this release (schema.sql)" % path)
+    assert trouble(store)[0] == "schema_mismatch"
+    writer.execute("ALTER TABLE shipments RENAME COLUMN courier TO carrier")
+    assert total(store) == 1
+    assert events == [("schema_mismatch", "schema_mismatch"), ("database_recovered", "schema_mismatch")]
+
+
+def test_a_dropped_trigger_is_served_with_a_warning_until_it_is_back(store, path, events):
+    writer = sqlite3.connect(str(path))
+    trigger = writer.execute("SELECT sql FROM sqlite_master WHERE name = 'shipments_insert'").fetchone()[0]
+    writer.execute("DROP TRIGGER shipments_insert")
+    assert total(store) == 1
+    assert metrics_service.in_force(store.findings) == ["trigger shipments_insert is missing"]
+    writer.execute(trigger)
+    assert total(store) == 1
+    assert events == [("schema_warning", None), ("schema_recovered", None)]
+
+
+def test_a_newer_schema_that_holds_all_that_is_needed_is_served_with_a_warning(store, path):
+    total(store)
+    sqlite3.connect(str(path)).execute("PRAGMA user_version = 2")
+    assert total(store) == 1
+    assert metrics_service.in_force(store.findings) == ["schema version 2 is newer than the 1 of this release"]
+
+
+def test_within_a_second_only_a_change_of_the_data_is_a_new_query(path):
+    store = metrics_service.Store(str(path), 1, 60, clock=lambda: 1800000000)
+    first = store.snapshot()
+    assert store.snapshot() is not None and store.queries == 1 and store.snapshot().figures is first.figures
+    add_rows(sqlite3.connect(str(path)), [dict(ROW, reference="b")])
+    assert total(store) == 2 and store.queries == 2
+
+
+def test_concurrent_requests_share_one_query_and_one_failure(path):
+    store = metrics_service.Store(str(path), .5, 60, clock=lambda: 1800000000)
+    answers = []
+
+    def ask():
+        try:
+            answers.append(store.snapshot().figures)
+        except metrics_service.Trouble as error:
+            answers.append(error.reason)
+
+    def ask_at_once():
+        del answers[:]
+        threads = [threading.Thread(target=ask) for _ in range(20)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(DEADLINE)
+        return answers
+
+    with Writer(path, HOLD_LOCK):
+        started = time.monotonic()
+        assert ask_at_once() == ["locked"] * 20
+        assert time.monotonic() - started < 20 * .25 and store.failures["locked"] < 20
+    assert len(set(map(id, ask_at_once()))) == 1 and store.queries == 1
+
+
+AS_NOBODY = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"] if os.geteuid() == 0 else []
+READ = """import sys; sys.path.insert(0, sys.argv[1])
+import metrics_service
+store = metrics_service.Store(sys.argv[2], .3, 0)
+try: print(sum(store.snapshot().figures.statuses.values()))
+except metrics_service.Trouble as error: print(error.reason)"""
+
+
+@pytest.fixture
+def read(tmp_path):
+    """read(path): what a user who may not write sees there: the number of shipments or the reason why not."""
+    system = shutil.which("python3", path="/usr/bin:/usr/local/bin")
+    if not AS_NOBODY or not system:
+        pytest.skip("needs root, to become nobody, and a Python that nobody may run")
+    code = Path(tempfile_folder())
+    for name in ("metrics_service.py", "webserver.py", "schema_check.py", "supervision.py", "schema.sql"):
+        shutil.copy(str(Path(metrics_service.FOLDER) / name), str(code))
+
+    def run(path):
+        return subprocess.check_output(AS_NOBODY + [system, "-B", "-c", READ, str(code), str(path)], universal_newlines=True).strip()
+    yield run
+    shutil.rmtree(str(code))
+
+
+def tempfile_folder():
+    """A folder that others may enter, unlike pytest's."""
+    folder = tempfile.mkdtemp()
+    os.chmod(folder, 0o755)
+    return folder
+
+
+@pytest.fixture
+def shared():
+    """A database in a folder that others may enter but not write."""
+    folder = Path(tempfile_folder())
+    yield make_database(folder / "a.db", [ROW])
+    shutil.rmtree(str(folder))
+
+
+def test_a_reader_without_any_write_permission_reads(read, shared):
+    shared.chmod(0o444)
+    assert read(shared) == "1"
+
+
+def test_a_file_that_may_not_be_read_is_denied(read, shared):
+    shared.chmod(0o600)
+    assert read(shared) == "denied"
+
+
+def test_a_wal_database_is_read_while_a_writer_is_connected_and_named_when_none_is(read, shared):
+    writer = sqlite3.connect(str(shared))
+    writer.execute("PRAGMA journal_mode = WAL")
+    add_rows(writer, [dict(ROW, reference="b")])
+    assert read(shared) == "2"
+    writer.close()
+    assert read(shared) == "wal"
+
+
+def test_a_hot_journal_that_may_not_be_read_is_still_called_that(read, shared):
+    with Writer(shared, LONG_WRITE) as writer:
+        writer.kill()
+    (shared.parent / "a.db-journal").chmod(0o600)
+    assert read(shared) == "hot_journal"
