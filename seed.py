@@ -1,0 +1,1065 @@
+#!/usr/bin/env python3
+"""Writes shipments: synthetic ones, a live simulation, or a CSV file read through a mapping in SQL.
+
+  seed.py DB [--rows N] [--random-seed S] [--now T] [--append]
+  seed.py DB --csv FILE --mapping FILE.sql [--encoding E] [--delimiter D] [--table NAME=FILE]...
+             [--duplicates refuse|first|last] [--skip-bad] [--limit-reports N]
+  seed.py DB --live [--rate PER_SECOND]      until SIGTERM or Ctrl-C, either of which is its clean end
+  seed.py DB --verify [--limit-reports N]    compares the rollups with the rows, and heals a hot journal
+  seed.py DB --rebuild                       makes the rollups from the rows
+
+A new database appears whole or not at all; a load into an existing one is one transaction. docs/importing.md explains mappings.
+Exit codes: 0 done; 1 failed, differences found or rows rejected; 2 wrong usage; 130 stopped by Ctrl-C; 143 stopped by SIGTERM.
+"""
+
+import argparse
+import calendar
+import codecs
+import collections
+import contextlib
+import csv
+import datetime
+import fcntl
+import functools
+import json
+import math
+import os
+import pathlib
+import random
+import re
+import signal
+import sqlite3
+import sys
+import time
+
+SCHEMA = pathlib.Path(__file__).resolve().parent / "schema.sql"
+STOPS = (signal.SIGINT, signal.SIGTERM)
+BUSY_SECONDS = 10                       # how long a load waits for another writer
+CACHE_KIB = 64 * 1024                   # page cache: a load that outgrows it spills into the file and locks the readers out
+INTERRUPT_STEPS = 100000                # SQLite instructions between two looks at the caught signals: a few milliseconds
+BULK_SHARE = 10                         # a load of at least a tenth of the table does without triggers
+RESERVED_BYTE = 0x40000000 + 1          # what a writer locks in the database file: RESERVED_BYTE in SQLite's os.h
+JOURNAL_MAGIC = bytes.fromhex("d9d505f920a163d7")  # a journal without it is void: sqlite.org/fileformat2.html, section 3
+REMEMBERED = 1 << 16                    # distinct cells whose parsed value is kept
+DRAW_ROWS = 10000                       # between two states of the progress bar
+
+HOUR, DAY = 3600, 86400                 # seconds
+MAX_ROWS = 10 * 1000 * 1000
+LOST = 40                               # synthetic shipments, about, that stay open for ever
+MINUTES = tuple("T%02d:%02d:" % divmod(minute, 60) for minute in range(1440))
+SECONDS = tuple("%02dZ" % second for second in range(60))
+
+LIVE_BUSY_SECONDS = 1                   # short, so that a stop need not wait
+LIVE_BATCH = 100                        # changes in one transaction at most
+LIVE_POOL = 1000                        # open shipments taken over at the start
+LIVE_FEW = 50                           # with fewer open shipments every other change is a new one
+LIVE_DAY = 60                           # seconds in which a promised day passes
+
+# The rollups as the rows have them: --rebuild stores this, --verify compares with it. Working out the times costs most, so the
+# tally, one cell for each combination that occurs, does it once for two rollups. on_time is 1, 0 or, not evaluated, NULL.
+TALLY = """
+CREATE TEMP TABLE tally AS
+SELECT carrier, mode, status, le, on_time, sum(sign) AS shipments, sum(late_seconds) AS late_seconds,
+       sum(transit_seconds) AS transit_seconds, sum(negative) AS negative
+FROM facts WHERE sign = 1 GROUP BY carrier, mode, status, le, on_time
+"""
+ROLLUP_LANE = """
+SELECT carrier, mode, status, sum(shipments), ifnull(sum(shipments * on_time), 0), ifnull(sum(shipments * (NOT on_time)), 0),
+       ifnull(sum(late_seconds), 0), sum(shipments * (le IS NOT NULL)), ifnull(sum(transit_seconds), 0), ifnull(sum(negative), 0)
+FROM tally GROUP BY carrier, mode, status
+"""
+ROLLUP_TRANSIT = "SELECT carrier, mode, le, sum(shipments) FROM tally WHERE le IS NOT NULL GROUP BY carrier, mode, le"
+ROLLUP_DUE = """
+SELECT due_hour, carrier, mode, sum(sign) FROM facts WHERE sign = 1 AND due_hour IS NOT NULL GROUP BY due_hour, carrier, mode
+"""
+ROLLUP_HOUR = """
+SELECT hour, sum(created), sum(delivered), ifnull(sum(delivered * on_time), 0), ifnull(sum(delivered * (NOT on_time)), 0)
+FROM (SELECT created_hour AS hour, sum(sign) AS created, 0 AS delivered, NULL AS on_time
+      FROM facts WHERE sign = 1 AND created_hour IS NOT NULL GROUP BY created_hour
+      UNION ALL
+      SELECT delivered_hour, 0, sum(sign), on_time
+      FROM facts WHERE sign = 1 AND delivered_hour IS NOT NULL GROUP BY delivered_hour, on_time)
+GROUP BY hour
+"""
+ROLLUP_EXCEPTION = "SELECT reason, sum(sign) FROM facts WHERE sign = 1 AND reason IS NOT NULL GROUP BY reason"
+
+# An import: the file's rows are mapped into incoming, which has the constraints of shipments, and go from there into shipments.
+MAPPED = "SELECT line, {columns}, complaints() FROM mapping"
+STAGE = "INSERT INTO incoming (line, {columns}) VALUES (?, {values}) {conflict}"
+UPSERT = """
+INSERT INTO main.shipments ({columns}) SELECT {columns} FROM incoming WHERE true
+ON CONFLICT (reference) DO UPDATE SET {changes}, updated_at = excluded.updated_at WHERE {differs}
+"""
+
+SIZE = "SELECT ifnull(max(id), 0) FROM shipments"               # at least the number of rows, without counting them
+STORED = "SELECT count(*) FROM shipments WHERE id > ?"
+LAST_NUMBER = """
+SELECT CAST(substr(max(reference), 5) AS INTEGER) FROM shipments
+WHERE reference GLOB 'SHP-[0-9][0-9][0-9][0-9][0-9][0-9][0-9][0-9]'
+"""
+
+OPEN_IDS = "SELECT id FROM shipments WHERE status NOT IN ('delivered', 'returned', 'cancelled') ORDER BY id DESC LIMIT ?"
+STATUS = "SELECT status FROM shipments WHERE id = ?"
+ADVANCE = """
+UPDATE shipments SET
+  status = :status,
+  shipped_at = CASE WHEN :status = 'in_transit' THEN ifnull(shipped_at, :now) ELSE shipped_at END,
+  delivered_at = CASE WHEN :status = 'delivered' THEN :now ELSE delivered_at END,
+  exception_reason = ifnull(:reason, exception_reason),
+  updated_at = :now
+WHERE id = :id
+"""
+
+Rollup = collections.namedtuple("Rollup", "table keys query")   # the first so many columns are the key
+ROLLUPS = (
+    Rollup("rollup_lane", 3, ROLLUP_LANE),
+    Rollup("rollup_transit", 3, ROLLUP_TRANSIT),
+    Rollup("rollup_due", 3, ROLLUP_DUE),
+    Rollup("rollup_hour", 1, ROLLUP_HOUR),
+    Rollup("rollup_exception", 1, ROLLUP_EXCEPTION),
+)
+
+Schema = collections.namedtuple("Schema", "version objects shipments triggers indexes")
+Shipment = collections.namedtuple("Shipment", (
+    "reference carrier mode service origin destination status created_at shipped_at promised_at delivered_at "
+    "weight_kg cost currency exception_reason updated_at"))
+INSERT = "INSERT INTO shipments ({}) VALUES ({})".format(", ".join(Shipment._fields), ", ".join("?" * len(Shipment._fields)))
+
+# share: of all shipments. days: promised. pace: of those days usually taken, at most. slip: chance to take longer than promised.
+Lane = collections.namedtuple("Lane", "carrier mode service share days pace slip kilograms price")
+LANES = (
+    Lane("Northwind Parcel", "parcel", "standard", 30, 4, 0.95, 0.035, 6, 7),
+    Lane("Northwind Parcel", "parcel", "express", 12, 1, 0.90, 0.05, 3, 14),
+    Lane("Bluebird Post", "parcel", "economy", 20, 6, 1.0, 0.09, 4, 5),
+    Lane("Cedar Freight", "road", "groupage", 14, 5, 0.95, 0.06, 400, 180),
+    Lane("Cedar Freight", "road", "full load", 6, 3, 0.90, 0.03, 9000, 900),
+    Lane("Iron Line", "rail", None, 5, 9, 0.95, 0.07, 20000, 1100),
+    Lane("Skyward Cargo", "air", "priority", 8, 2, 0.90, 0.025, 250, 700),
+    Lane("Meridian Ocean", "ocean", "container", 4, 28, 1.0, 0.12, 18000, 2400),
+    Lane("Meridian Ocean", "multimodal", "door to door", 1, 21, 1.0, 0.10, 8000, 1900),
+)
+SHARES = tuple(lane.share for lane in LANES)
+ORIGINS = ("Rotterdam", "Hamburg", "Gdansk", "Antwerp", "Lyon", "Milan")
+DESTINATIONS = ("Amsterdam", "Berlin", "Brussels", "Copenhagen", "Madrid", "Munich", "Paris", "Prague", "Rome", "Vienna", "Warsaw")
+REASONS = ("address unknown", "customs hold", "damaged", "recipient absent", "vehicle breakdown", "weather")
+WEEKDAYS = (1.2, 1.15, 1.05, 1.05, 1.1, 0.5, 0.3)               # Monday first
+HOURS = (2, 1, 1, 1, 1, 2, 4, 7, 11, 14, 15, 14, 11, 12, 14, 15, 15, 13, 10, 8, 7, 6, 5, 3)
+
+# What may follow an open status in the simulation; what stands more often happens more often. A status that follows itself is a delay.
+FOLLOWING = {
+    "pending": ("pre_transit",) * 11 + ("cancelled",),
+    "pre_transit": ("in_transit",) * 11 + ("cancelled",),
+    "in_transit": ("out_for_delivery",) * 9 + ("available_for_pickup", "in_transit", "exception"),
+    "out_for_delivery": ("delivered",) * 9 + ("attempted",),
+    "available_for_pickup": ("delivered",),
+    "attempted": ("delivered", "out_for_delivery", "available_for_pickup", "returned"),
+    "exception": ("in_transit", "in_transit", "in_transit", "returned"),
+}
+
+# The parts of a date form, spelled as in strptime. Names of months and days are English whatever the locale.
+MONTHS = "january february march april may june july august september october november december".split()
+FORM_PARTS = {
+    "d": r"(?P<day>\d\d?)", "m": r"(?P<month>\d\d?)", "Y": r"(?P<year>\d{4})", "y": r"(?P<short_year>\d\d)",
+    "b": "(?P<month_name>%s)" % "|".join(name[:3] for name in MONTHS), "B": "(?P<month_name>%s)" % "|".join(MONTHS),
+    "a": "(?:mon|tue|wed|thu|fri|sat|sun)", "A": "(?:mon|tues|wednes|thurs|fri|satur|sun)day",
+    "H": r"(?P<hour>\d\d?)", "I": r"(?P<hour>\d\d?)", "p": "(?P<half>am|pm)", "M": r"(?P<minute>\d\d?)", "S": r"(?P<second>\d\d?)",
+    "f": r"\d{1,9}", "z": r"(?P<zone>z|[+-]\d\d:?\d\d)", "%": "%",
+}
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE | re.ASCII)
+QUOTED = re.compile(r"""'(?:[^']|'')*'|--[^\n]*|/\*.*?(?:\*/|\Z)|\[[^\]]*\]|`[^`]*`|"((?:[^"]|"")*)\"""", re.DOTALL)
+
+
+class Refused(Exception):
+    """What cannot be done, and why, in one line for the operator."""
+
+
+caught = []                             # the stop signals that arrived; whatever SQLite runs ends soon after the first
+
+
+@contextlib.contextmanager
+def catching_stops():
+    """Notes the stop signals instead of dying of them, so that every load ends with its database whole."""
+    del caught[:]
+    former = {number: signal.signal(number, lambda number, frame: caught.append(number)) for number in STOPS}
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+def notice(text):
+    """One line for the operator that is not a result."""
+    print("seed.py: " + text, file=sys.stderr, flush=True)
+
+
+def progress(rows, total):
+    """The same rows, with a bar on stderr while they pass if that is a terminal."""
+    if not sys.stderr.isatty():
+        return rows
+    return drawing(rows, total)
+
+
+def drawing(rows, total):
+    for done, row in enumerate(rows):
+        if done % DRAW_ROWS == 0:
+            filled = 40 * done // max(total, 1)
+            print("\r[%s%s] %s of %s rows" % ("#" * filled, " " * (40 - filled), "{:,}".format(done), "{:,}".format(total)),
+                  end="", file=sys.stderr, flush=True)
+        yield row
+    print("\r\033[K", end="", file=sys.stderr, flush=True)
+
+
+@functools.lru_cache(maxsize=None)
+def schema():
+    """What schema.sql makes, as SQLite keeps it: names of the tables and views, and the texts to make the rest again."""
+    with contextlib.closing(sqlite3.connect(":memory:")) as db:
+        db.executescript(SCHEMA.read_text(encoding="utf-8"))
+        made = db.execute("SELECT type, name, tbl_name, sql FROM sqlite_master WHERE sql IS NOT NULL").fetchall()
+        return Schema(
+            version=db.execute("PRAGMA user_version").fetchone()[0],
+            objects={name for kind, name, _, _ in made if kind in ("table", "view")},
+            shipments=next(sql for kind, name, _, sql in made if name == "shipments"),
+            triggers={name: sql for kind, name, table, sql in made if kind == "trigger" and table == "shipments"},
+            indexes={name: sql for kind, name, _, sql in made if kind == "index"},
+        )
+
+
+def hot_journal(path):
+    """Whether a dead writer left its journal: a valid one is there, and nobody holds the lock that a living writer has.
+
+    Opens and closes the file, which drops every SQLite lock of this process on it: only before connecting.
+    """
+    if not os.path.exists(path + "-journal"):
+        return False
+    with open(path, "rb") as database:
+        try:
+            fcntl.lockf(database, fcntl.LOCK_SH | fcntl.LOCK_NB, 1, RESERVED_BYTE)
+        except BlockingIOError:
+            return False
+        # Looked at only now: before the lock, a living writer may have been about to remove it.
+        try:
+            with open(path + "-journal", "rb") as journal:
+                return journal.read(len(JOURNAL_MAGIC)) == JOURNAL_MAGIC
+        except FileNotFoundError:
+            return False
+
+
+def connect(path, busy_seconds=BUSY_SECONDS):
+    """A connection to an existing file, in autocommit mode; a caught signal interrupts what it runs."""
+    db = sqlite3.connect(pathlib.Path(path).as_uri() + "?mode=rw", uri=True, timeout=busy_seconds, isolation_level=None)
+    db.set_progress_handler(lambda: bool(caught), INTERRUPT_STEPS)
+    return db
+
+
+@contextlib.contextmanager
+def transaction(db, begin="BEGIN IMMEDIATE"):
+    db.execute(begin)
+    try:
+        yield
+        db.execute("COMMIT")
+    except BaseException:
+        if db.in_transaction:           # after a full disk or an I/O error SQLite may have rolled back already
+            db.execute("ROLLBACK")
+        raise
+
+
+def check_ours(db, path):
+    """Refuses a database that is not one of shipments in this version."""
+    present = {name for name, in db.execute("SELECT name FROM sqlite_master")}
+    if "shipments" not in present:
+        raise Refused("%s is not a shipments database: it has no table shipments; name another file" % path)
+    version, = db.execute("PRAGMA user_version").fetchone()
+    if version != schema().version:
+        raise Refused("%s has schema version %d, this seed.py writes version %d: see migrate.py %s plan"
+                      % (path, version, schema().version, path))
+    missing = schema().objects - present
+    if missing:
+        raise Refused("%s has no %s, which schema.sql demands: restore it from a backup" % (path, ", ".join(sorted(missing))))
+
+
+def claim(draft):
+    """Creates the file of a database under construction and returns a descriptor whose lock tells that its builder lives.
+
+    What a killed builder left is removed, never truncated: it may have become the database already, under its second name.
+    """
+    while True:
+        claimed = os.open(draft, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(claimed, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.exists(draft) and os.path.samestat(os.fstat(claimed), os.stat(draft)):
+                if os.fstat(claimed).st_size == 0:
+                    return claimed
+                os.unlink(draft)
+        except BlockingIOError:
+            os.close(claimed)
+            raise Refused("another seed.py is building %s right now" % draft[:-len(".new")])
+        os.close(claimed)
+
+
+def sweep(path):
+    """Removes the draft that a killed builder of this database left."""
+    draft = path + ".new"
+    # One that cannot be removed here, or belongs to a living builder, harms nobody.
+    with contextlib.suppress(OSError, Refused):
+        if os.path.exists(draft):
+            os.close(claim(draft))
+            os.unlink(draft)
+
+
+@contextlib.contextmanager
+def existing(path, busy_seconds=BUSY_SECONDS):
+    """A connection to an existing shipments database, rolled back to its last commit if a writer was killed."""
+    if not os.path.isfile(path):
+        raise Refused("%s is not a file; name a database" % path if os.path.exists(path) else
+                      "%s does not exist: 'seed.py %s' makes one" % (path, path))
+    sweep(path)
+    hot = hot_journal(path)
+    with contextlib.closing(connect(path, busy_seconds)) as db:
+        check_ours(db, path)            # the first read rolls back
+        if hot:
+            notice("%s: rolled back what a killed writer had left unfinished" % path)
+        db.execute("PRAGMA cache_size = -%d" % CACHE_KIB)
+        yield db
+
+
+def publish(draft, path):
+    """Gives a finished database its name, without ever replacing another."""
+    try:
+        os.link(draft, path)
+    except FileExistsError:
+        raise Refused("%s was made by another while this one was being built, and stays as it is" % path)
+
+
+@contextlib.contextmanager
+def new_database(path):
+    """A connection to a new database, which appears under its name once the block has ended well and its bytes are on disk."""
+    draft = path + ".new"
+    claimed = claim(draft)
+    try:
+        with contextlib.closing(connect(draft)) as db:
+            for pragma in ("journal_mode = OFF", "synchronous = OFF", "cache_size = -%d" % CACHE_KIB):
+                db.execute("PRAGMA " + pragma)
+            db.executescript(SCHEMA.read_text(encoding="utf-8"))
+            yield db
+        os.fsync(claimed)
+        publish(draft, path)
+    finally:
+        os.unlink(draft)
+        os.close(claimed)
+    folder = os.open(os.path.dirname(path), os.O_RDONLY)
+    os.fsync(folder)
+    os.close(folder)
+
+
+def target(path):
+    """What a load writes to: the existing database, or a new one."""
+    return existing(path) if os.path.exists(path) else new_database(path)
+
+
+def tally(db):
+    db.execute("DROP TABLE IF EXISTS temp.tally")
+    db.execute(TALLY)
+
+
+def rebuild(db):
+    """Makes the rollups from the rows, inside the caller's transaction."""
+    tally(db)
+    db.execute("DELETE FROM departed")
+    for rollup in ROLLUPS:
+        db.execute("DELETE FROM " + rollup.table)
+        db.execute("INSERT INTO %s %s" % (rollup.table, rollup.query))
+
+
+def differences(db):
+    """Yields a line for each rollup row that is not what the rows say."""
+    tally(db)
+    for rollup in ROLLUPS:
+        columns = [row[1] for row in db.execute("PRAGMA table_info(%s)" % rollup.table)]
+        stored, computed = ({row[:rollup.keys]: row for row in db.execute(query)}
+                            for query in ("SELECT * FROM " + rollup.table, rollup.query))
+        for key in sorted(stored.keys() | computed.keys()):
+            if stored.get(key) != computed.get(key):
+                yield "%s %s: stored %s, recomputed %s" % (
+                    rollup.table, told(columns, key), told(columns[rollup.keys:], stored.get(key, ())[rollup.keys:]),
+                    told(columns[rollup.keys:], computed.get(key, ())[rollup.keys:]))
+    departed, = db.execute("SELECT count(*) FROM departed").fetchone()
+    if departed:
+        yield "departed: stored %d rows, recomputed none" % departed
+
+
+def told(columns, values):
+    return ", ".join("%s=%r" % pair for pair in zip(columns, values)) or "nothing"
+
+
+@contextlib.contextmanager
+def load(db, rows):
+    """One transaction around the load of so many rows.
+
+    Beside a small load the triggers keep the rollups. A large one goes without triggers, and without the indexes too where the
+    table is empty; the rollups are then made once, and all is put back as schema.sql has it.
+    """
+    with transaction(db):
+        size, = db.execute(SIZE).fetchone()
+        if rows * BULK_SHARE < size:
+            yield
+            return
+        aside = dict(schema().triggers, **({} if size else schema().indexes))
+        for name, sql in aside.items():
+            db.execute("DROP %s IF EXISTS main.%s" % (sql.split()[1], name))
+        yield
+        for sql in aside.values():
+            db.execute(sql)
+        rebuild(db)
+
+
+def verify(args):
+    with existing(args.db) as db, transaction(db, "BEGIN"):
+        found = 0
+        for found, difference in enumerate(differences(db), 1):
+            if found <= args.limit_reports:
+                print(difference)
+        if found > args.limit_reports:
+            print("and %d more differences" % (found - args.limit_reports))
+        if found:
+            notice("%s: the rollups do not agree with the rows; 'seed.py %s --rebuild' mends them" % (args.db, args.db))
+            return 1
+        print("verified %d shipments, %d rollup rows" % sizes(db))
+    return 0
+
+
+def sizes(db):
+    """How many shipments there are, and how many rollup rows."""
+    shipments, = db.execute("SELECT count(*) FROM shipments").fetchone()
+    return shipments, sum(db.execute("SELECT count(*) FROM " + rollup.table).fetchone()[0] for rollup in ROLLUPS)
+
+
+def rebuild_all(args):
+    with existing(args.db) as db:
+        with transaction(db):
+            rebuild(db)
+        print("rebuilt from %d shipments, %d rollup rows" % sizes(db))
+    return 0
+
+
+def stamp(seconds):
+    """The instant of so many seconds since 1970."""
+    return day(seconds // DAY) + MINUTES[seconds // 60 % 1440] + SECONDS[seconds % 60]
+
+
+@functools.lru_cache(maxsize=1024)
+def day(number):
+    return (datetime.date(1970, 1, 1) + datetime.timedelta(number)).isoformat()
+
+
+def busyness(hour):
+    """How many shipments this hour sees, relative to others: by hour, weekday and season, which peaks early in December."""
+    at = time.gmtime(hour)
+    return HOURS[at.tm_hour] * WEEKDAYS[at.tm_wday] * (1 + 0.9 * math.exp(-((at.tm_yday - 340) / 18) ** 2))
+
+
+def rhythm(rows, now):
+    """Yields (hour, shipments) through the year before now, so many in all."""
+    hours = range(now - 365 * DAY, now, HOUR)
+    whole = sum(map(busyness, hours))
+    done = reached = 0
+    for hour in hours:
+        reached += busyness(hour)
+        count = round(rows * reached / whole) - done
+        done += count
+        yield hour, count
+
+
+def standing(created, shipped, delivered, now, fate, last_mile):
+    """The status of a shipment now, and when it last changed."""
+    labelled, half, near = (3 * created + shipped) // 4, (shipped + delivered) // 2, (shipped + 4 * delivered) // 5
+    if fate < 0.012 and labelled <= now:
+        return "cancelled", labelled
+    if now < shipped:
+        return ("pending", created) if now < labelled else ("pre_transit", labelled)
+    if delivered <= now:
+        return "returned" if fate < 0.02 else "delivered", delivered
+    if fate < 0.05 and half <= now:
+        return "exception", half
+    return ("in_transit", shipped) if now < near else (last_mile, near)
+
+
+def shipment(number, lane, created, now, lost, draw):
+    """One synthetic shipment as it stands now; draw() gives a number below 1."""
+    promised = created + lane.days * DAY
+    shipped = created + int(lane.days * DAY * (0.05 + 0.15 * draw()))
+    took = 1 + draw() * draw() if draw() < lane.slip else 0.35 + (lane.pace - 0.35) * draw()
+    delivered = now + DAY if lost else created + int(lane.days * DAY * took)
+    fate, blank = draw(), draw()
+    last_mile = ("out_for_delivery", "out_for_delivery", "available_for_pickup", "attempted")[number % 4]
+    status, changed = standing(created, shipped, delivered, now, fate, last_mile)
+    moving = changed >= shipped
+    return (
+        "SHP-%08d" % number,
+        lane.carrier if blank > 0.003 else None,
+        lane.mode, lane.service,
+        ORIGINS[int(draw() * len(ORIGINS))], DESTINATIONS[int(draw() * len(DESTINATIONS))],
+        status,
+        stamp(created),
+        stamp(shipped) if moving else None,
+        None if blank > 0.992 else day(promised // DAY) if lane.days > 2 else stamp(promised),
+        stamp(delivered) if status == "delivered" else None,
+        round(lane.kilograms * (0.3 + 1.4 * draw()), 1) if blank < 0.97 else None,
+        round(lane.price * (0.8 + 0.4 * draw()), 2) if moving else None,
+        "EUR" if moving else None,
+        REASONS[int(draw() * len(REASONS))] if fate < 0.05 and moving and changed > shipped else None,
+        stamp(changed),
+    )
+
+
+def shipments(rows, now, first, rng):
+    """Yields so many synthetic shipments in the order of their creation, numbered from first."""
+    draw, number = rng.random, first
+    for hour, count in rhythm(rows, now):
+        starts = sorted(hour + int(HOUR * draw()) for _ in range(count))
+        for created, lane in zip(starts, rng.choices(LANES, SHARES, k=count)):
+            yield shipment(number, lane, created, now, draw() * rows < LOST, draw)
+            number += 1
+
+
+def next_number(db):
+    return (db.execute(LAST_NUMBER).fetchone()[0] or 0) + 1
+
+
+def synthesize(args):
+    with target(args.db) as db:
+        if not args.append and db.execute(SIZE).fetchone()[0]:
+            raise Refused("%s holds shipments already; --append adds to them" % args.db)
+        with load(db, args.rows):
+            rows = shipments(args.rows, args.now, next_number(db), random.Random(args.random_seed))
+            db.executemany(INSERT, progress(rows, args.rows))
+    print("stored %d synthetic shipments in %s" % (args.rows, args.db))
+    return 0
+
+
+class Simulation:
+    """Shipments that come into being and move on, a change at a time, inside the caller's transaction."""
+
+    def __init__(self, db, rng):
+        self.db, self.rng = db, rng
+        # A hint, not a record: what another writer closed or a rollback took back is dropped when it is drawn.
+        self.pool = [number for number, in db.execute(OPEN_IDS, (LIVE_POOL,))]
+
+    def change(self, now):
+        """Makes one change."""
+        drawn = self.draw()
+        if drawn is None or self.rng.random() < (0.5 if len(self.pool) < LIVE_FEW else 0.16):
+            self.create(now)
+        else:
+            self.advance(*drawn, now=now)
+
+    def draw(self):
+        """The id and status of an open shipment, or None."""
+        while self.pool:
+            place = self.rng.randrange(len(self.pool))
+            row = self.db.execute(STATUS, (self.pool[place],)).fetchone()
+            if row and row[0] in FOLLOWING:
+                return self.pool[place], row[0]
+            self.pool[place] = self.pool[-1]
+            self.pool.pop()
+        return None
+
+    def create(self, now):
+        lane, = self.rng.choices(LANES, SHARES)
+        fresh = Shipment._make(shipment(next_number(self.db), lane, now, now, False, self.rng.random))
+        fresh = fresh._replace(promised_at=stamp(now + lane.days * LIVE_DAY))
+        self.pool.append(self.db.execute(INSERT, fresh).lastrowid)
+
+    def advance(self, number, status, now):
+        following = self.rng.choice(FOLLOWING[status])
+        reason = self.rng.choice(REASONS) if following in ("exception", status) else None
+        self.db.execute(ADVANCE, {"id": number, "status": following, "reason": reason, "now": stamp(now)})
+
+
+def attempt(simulation, changes):
+    """Makes so many changes in one transaction; False if another process holds the lock."""
+    try:
+        with transaction(simulation.db):
+            for _ in range(changes):
+                simulation.change(int(time.time()))
+    except sqlite3.OperationalError as error:
+        if "locked" not in str(error):
+            raise
+        return False
+    return True
+
+
+def check_identity(path, former):
+    """Refuses to go on where the path no longer names the file that was opened."""
+    try:
+        present = os.stat(path)
+    except FileNotFoundError:
+        raise Refused("%s has vanished: start again once it is back" % path)
+    if not os.path.samestat(present, former):
+        raise Refused("%s has been replaced by another file: start again to write to that one" % path)
+
+
+def simulate(simulation, path, rate):
+    """Changes shipments at this rate until a stop signal, which the caller has blocked, is pending; returns the changes made."""
+    identity = os.stat(path)
+    made, waiting, due = 0, False, time.monotonic()
+    while signal.sigtimedwait(STOPS, max(0, due - time.monotonic())) is None:
+        check_identity(path, identity)
+        owed = min(LIVE_BATCH, 1 + int((time.monotonic() - due) * rate))
+        if attempt(simulation, owed):
+            made, waiting = made + owed, False
+            due = max(due + owed / rate, time.monotonic() - 1)  # what a lock held up for longer is not caught up on
+        elif not waiting:
+            waiting = True
+            notice("%s is locked by another process; trying again" % path)
+    return made
+
+
+def live(args):
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+    try:
+        with existing(args.db, LIVE_BUSY_SECONDS) as db:
+            print("changing shipments in %s, %g a second; Ctrl-C ends it" % (args.db, args.rate), flush=True)
+            made = simulate(Simulation(db, random.Random(args.random_seed)), args.db, args.rate)
+        print("made %d changes" % made, flush=True)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+    return 0
+
+
+@functools.lru_cache(maxsize=None)
+def form_pattern(form):
+    """The regular expression for a form such as '%d-%b-%y'."""
+    def translated(token):
+        text = token.group()
+        return FORM_PARTS[text[1:]] if text[0] == "%" else r"\s+" if text.isspace() else re.escape(text)
+    try:
+        pattern = re.compile(re.sub(r"%.?|\s+|[^%\s]", translated, form), re.IGNORECASE | re.ASCII)
+    except (KeyError, re.error):        # the latter for a part given twice
+        raise Refused("cannot be read by the form %r: its parts are %s, each once" % (form, " ".join("%" + part for part in FORM_PARTS)))
+    if not all(any(name in pattern.groupindex for name in names)
+               for names in (("year", "short_year"), ("month", "month_name"), ("day",))):
+        raise Refused("cannot be read by the form %r: it lacks a day, a month or a year" % form)
+    return pattern
+
+
+def moment(parts):
+    """The date, or with an hour the UTC instant, of the parts of a form; ValueError where there is no such day or hour."""
+    short = int(parts.get("short_year") or 0)
+    year = int(parts.get("year") or (1900 if short > 68 else 2000) + short)
+    month = int(parts.get("month") or 0) or [name[:3] for name in MONTHS].index(parts["month_name"][:3].lower()) + 1
+    if "hour" not in parts:
+        return datetime.date(year, month, int(parts["day"])).isoformat()
+    hour = int(parts["hour"])
+    if parts.get("half"):
+        if not 1 <= hour <= 12:
+            raise ValueError("no such hour of a half day")
+        hour = hour % 12 + (12 if parts["half"].lower() == "pm" else 0)
+    at = datetime.datetime(year, month, int(parts["day"]), hour, int(parts.get("minute") or 0), int(parts.get("second") or 0))
+    zone = parts.get("zone") or "z"
+    if zone not in "zZ":
+        ahead = datetime.timedelta(hours=int(zone[1:3]), minutes=int(zone[-2:]))
+        at = at + ahead if zone[0] == "-" else at - ahead
+    return at.isoformat() + "Z"
+
+
+@functools.lru_cache(maxsize=REMEMBERED)
+def parsed(text, forms):
+    """The date or instant that the first fitting form reads in a text, or None."""
+    for form in forms:
+        match = form_pattern(form).fullmatch(text)
+        if match:
+            with contextlib.suppress(ValueError, OverflowError):    # 31 February fits a form and is no day
+                return moment(match.groupdict())
+    return None
+
+
+@functools.lru_cache(maxsize=REMEMBERED)
+def fitting(text, patterns):
+    """The first of the patterns, exact or a 'prefix*', that a text fits, or None."""
+    return next((each for each in patterns if text == each or each[-1:] == "*" and text.startswith(each[:-1])), None)
+
+
+@functools.lru_cache(maxsize=None)
+def paired(pairs):
+    return dict(zip(pairs[::2], pairs[1::2]))
+
+
+class Functions:
+    """What a mapping may call. NULL and '' give NULL.
+
+    A value that cannot be taken comes back as a complaint, so that the column where it ends up is known; complaints() hands over
+    those of the row at hand, which SQLite works out last because it stands last.
+    """
+
+    def __init__(self, db):
+        self.nulled = collections.Counter()                         # cells by the text of null_if that they fitted
+        self.pending = []
+        for name, arguments in ("parse_date", -1), ("number", 1), ("number", 2), ("null_if", -1), ("map_value", -1), ("complaints", 0):
+            db.create_function(name, arguments, getattr(self, name))
+
+    def refuse(self, value, why):
+        complaint = "%r %s" % (value, why)
+        self.pending.append((complaint, why))
+        return complaint
+
+    def parse_date(self, text, *forms):
+        if text in (None, ""):
+            return None
+        try:
+            return parsed(str(text).strip(), forms) or self.refuse(text, "is not a date in the form %s" % " or ".join(map(repr, forms)))
+        except Refused as error:
+            return self.refuse(text, str(error))
+
+    def number(self, text, mark="."):
+        if text in (None, "") or isinstance(text, (int, float)):
+            return None if text == "" else text
+        plain = text.strip() if mark == "." else text.strip().replace(".", "?").replace(mark, ".")
+        return float(plain) if NUMBER.fullmatch(plain) else self.refuse(text, "is not a number")
+
+    def null_if(self, text, *patterns):
+        found = None if text is None else fitting(str(text), patterns)
+        if found is None:
+            return text
+        self.nulled[found] += 1
+        return None
+
+    def map_value(self, text, *pairs):
+        if text in (None, ""):
+            return None
+        known = paired(pairs)
+        return known[text] if text in known else self.refuse(text, "has no counterpart in map_value")
+
+    def complaints(self):
+        handed, self.pending = self.pending, []
+        return json.dumps(handed) if handed else None
+
+
+class Report:
+    """The rows that were rejected: each told on stderr up to a limit, all counted by reason."""
+
+    def __init__(self, limit):
+        self.limit, self.told = limit, 0
+        self.reasons = collections.Counter()
+        self.rows = 0
+        self.skipped = collections.Counter()                        # what is left out without being at fault, by reason
+
+    def reject(self, path, line, faults):
+        """Rejects one row for (column, complaint, reason) faults."""
+        self.rows += 1
+        for column, complaint, reason in faults:
+            self.reasons["%s %s" % (column, reason)] += 1
+            self.told += 1
+            if self.told <= self.limit:
+                notice("%s line %s: %s: %s" % (path, line, column, complaint))
+            elif self.told == self.limit + 1:
+                notice("further rejected rows are only counted; --limit-reports tells more")
+
+
+def counted(counter):
+    return "; ".join("{:,} {}".format(count, what) for what, count in counter.most_common())
+
+
+def text_lines(file, path):
+    """The lines of an open text file; refuses what is no text in its encoding, with the place."""
+    number = 0
+    try:
+        for number, line in enumerate(file, 1):
+            if "\0" in line:
+                raise Refused("%s line %d: a NUL byte; the file may be UTF-16: try --encoding utf-16" % (path, number))
+            yield line
+    except UnicodeError as error:
+        ends = re.findall(b"\r\n|\r|\n", error.object[:error.start])
+        raise Refused("%s line %d, byte %d of the file: %r is not %s; name the file's own with --encoding, such as latin-1" % (
+            path, number + 1 + len(ends), file.buffer.tell() - len(error.object) + error.start + 1,
+            error.object[error.start:error.end], error.encoding))
+
+
+def records(path, encoding, delimiter, report):
+    """Yields (line, cells) of a CSV file: cells without the blanks around them, None where nothing is left.
+
+    A record may span lines, its line is the first. What csv cannot read is rejected, a wholly empty record is counted.
+    """
+    try:
+        codecs.lookup(encoding)
+    except LookupError:
+        raise Refused("%s is no encoding that Python knows; others are utf-8, latin-1, cp1252" % encoding)
+    with open(path, newline="", encoding=encoding) as file:
+        reader = csv.reader(text_lines(file, path), delimiter=delimiter, strict=True)
+        while True:
+            line = reader.line_num + 1
+            try:
+                cells = [cell.strip() or None for cell in next(reader)]
+            except StopIteration:
+                return
+            except csv.Error as error:
+                report.reject(path, line, [("record", str(error), str(error))])
+                continue
+            if any(cells):
+                yield line, cells
+            else:
+                report.skipped["wholly empty"] += 1
+
+
+def quoted(name):
+    return '"%s"' % name.replace('"', '""')
+
+
+def check_header(path, header):
+    """Refuses a header in which a column has no name or the name of another; case does not tell names apart."""
+    for place, name in enumerate(header, 1):
+        same = [str(other) for other, label in enumerate(header, 1) if (label or "").lower() == (name or "").lower()]
+        if name is None:
+            raise Refused("%s: the header has no name in column %s; name every column" % (path, ", ".join(same)))
+        if len(same) > 1:
+            raise Refused("%s: the header has %r in columns %s; rename all but one" % (path, name, ", ".join(same)))
+
+
+def whole(rows, width, path, report):
+    """The rows that have as many fields as the header, each led by its line."""
+    for line, cells in rows:
+        if len(cells) == width:
+            yield [line] + cells
+        else:
+            report.reject(path, line, [("record", "%d fields, the header has %d" % (len(cells), width), "has too few or too many fields")])
+
+
+def read_table(db, name, path, args, report):
+    """Reads a CSV file into a temporary table of text columns; returns its records. The rowid is the line."""
+    rows = records(path, args.encoding, args.delimiter, report)
+    _, header = next(rows, (0, None))
+    if header is None:
+        raise Refused("%s is empty: it has no header" % path)
+    check_header(path, header)
+    # A joined table has no line of its own, so that line means the one of csv; where the file has such a column, rowid is left.
+    line = ["line INTEGER PRIMARY KEY"] if name == "csv" and "line" not in map(str.lower, header) else []
+    columns = [quoted(column) for column in header]
+    db.execute("CREATE TEMP TABLE %s (%s)" % (quoted(name), ", ".join(line + [column + " TEXT" for column in columns])))
+    return db.executemany(
+        "INSERT INTO temp.%s (rowid, %s) VALUES (%s)" % (quoted(name), ", ".join(columns), ", ".join("?" * (len(columns) + 1))),
+        whole(rows, len(columns), path, report)).rowcount
+
+
+def requoted(token):
+    """A "name" as `name`, everything else as it is: SQLite takes a "name" that does not exist for a text, a `name` never."""
+    name = token.group(1)
+    return token.group() if name is None else "`%s`" % name.replace('""', '"').replace("`", "``")
+
+
+def read_mapping(db, path):
+    """Makes the mapping a temporary view, which can only read; returns our columns that it names."""
+    try:
+        text = pathlib.Path(path).read_text(encoding="utf-8-sig")
+        db.execute("CREATE TEMP VIEW mapping AS " + QUOTED.sub(requoted, text))
+        named = [row[1].lower() for row in db.execute("PRAGMA temp.table_info(mapping)")]
+    except UnicodeDecodeError:
+        raise Refused("%s is not UTF-8: save it so" % path)
+    # Several statements are a Warning before Python 3.12, a ProgrammingError since.
+    except (sqlite3.OperationalError, sqlite3.ProgrammingError, sqlite3.Warning) as error:
+        raise Refused("%s: %s (a mapping is one SELECT; a column is written \"like this\", a text 'like this')" % (path, error))
+    ours = [column for column in Shipment._fields if column != "updated_at"]
+    unknown = [column for column in named if column not in ours + ["line"]]
+    if unknown:
+        raise Refused("%s: %s is no column that can be imported; these are line, %s" % (path, ", ".join(unknown), ", ".join(ours)))
+    for column in ("line", "reference", "status"):
+        if column not in named:
+            raise Refused("%s names no column %s, which every mapping needs" % (path, column))
+    return [column for column in named if column != "line"]
+
+
+def faults(columns, values, complaints):
+    """(column, complaint, reason) for each complaint about a row, by the column that it ended up in."""
+    for complaint, why in json.loads(complaints):
+        yield ", ".join(column for column, value in zip(columns, values) if value == complaint) or "an expression", complaint, why
+
+
+def culprits(db, columns, values):
+    """(column, complaint, reason) for each value that the table refuses by itself; SQLite's own message names no column of old."""
+    for column, value in zip(columns, values):
+        row = dict({"line": 0, "reference": "probe", "status": "pending"}, **{column: value})
+        try:
+            db.execute("INSERT INTO incoming (%s) VALUES (%s)" % (", ".join(row), ", ".join("?" * len(row))), list(row.values()))
+            db.execute("DELETE FROM incoming WHERE line = 0")
+        except sqlite3.IntegrityError as error:
+            if "UNIQUE" in str(error):
+                continue
+            why = "is missing" if value is None else "is not allowed by schema.sql"
+            yield column, "%r %s" % (value, why) if value is not None else why, why
+
+
+def duplicate(db, reference):
+    line, = db.execute("SELECT line FROM incoming WHERE reference = ?", (reference,)).fetchone()
+    return "reference", "%r stands already on line %s; --duplicates first or last takes one" % (reference, line), "stands already on an earlier line"
+
+
+def stage(db, columns, args, report):
+    """Maps the rows into the table incoming, which refuses what shipments would; returns how many it holds."""
+    db.execute(schema().shipments.replace("CREATE TABLE shipments (", "CREATE TEMP TABLE incoming (line, ", 1))
+    conflict = {"refuse": "", "first": "ON CONFLICT (reference) DO NOTHING", "last": "ON CONFLICT (reference) DO UPDATE SET "
+                + ", ".join("%s = excluded.%s" % (column, column) for column in ["line"] + columns)}[args.duplicates]
+    insert = STAGE.format(columns=", ".join(columns), values=", ".join("?" * len(columns)), conflict=conflict)
+    accepted = 0
+    for line, *values, complaints in db.execute(MAPPED.format(columns=", ".join(columns))):
+        if complaints:
+            report.reject(args.csv, line, faults(columns, values, complaints))
+            continue
+        try:
+            db.execute(insert, [line] + values)
+            accepted += 1
+        except sqlite3.IntegrityError:
+            report.reject(args.csv, line, list(culprits(db, columns, values)) or [duplicate(db, values[columns.index("reference")])])
+    staged, = db.execute("SELECT count(*) FROM incoming").fetchone()
+    if accepted > staged:
+        report.skipped["repeated, the %s kept" % args.duplicates] = accepted - staged
+    return staged
+
+
+def upsert(db, columns, rows):
+    """Takes the staged rows into shipments; returns how many were new and how many changed one."""
+    others = [column for column in columns if column != "reference"]
+    statement = UPSERT.format(
+        columns=", ".join(columns), changes=", ".join("{0} = excluded.{0}".format(column) for column in others),
+        differs=" OR ".join("shipments.{0} IS NOT excluded.{0}".format(column) for column in others))
+    with load(db, rows):
+        last, = db.execute(SIZE).fetchone()
+        touched = db.execute(statement).rowcount
+        stored, = db.execute(STORED, (last,)).fetchone()
+    return stored, touched - stored
+
+
+def summary(read, stored, updated, staged, report, nulled, seconds):
+    """The lines that an import ends with."""
+    yield "{:,} read, {:,} stored, {:,} updated, {:,} unchanged in {:.1f} seconds".format(
+        read, stored, updated, staged - stored - updated, seconds)
+    if report.skipped:
+        yield "skipped: " + counted(report.skipped)
+    if report.rows:
+        yield "rejected: {:,} rows: {}".format(report.rows, counted(report.reasons))
+    if nulled:
+        yield "made NULL: " + counted(nulled)
+
+
+def import_csv(args):
+    started = time.monotonic()
+    report = Report(args.limit_reports)
+    with target(args.db) as db:
+        functions = Functions(db)
+        with transaction(db, "BEGIN"):  # of the temporary tables: nobody is locked out yet
+            whole_rows = read_table(db, "csv", args.csv, args, report)
+            read = whole_rows + report.rows + sum(report.skipped.values())
+            for name, path in args.table:
+                read_table(db, name, path, args, report)
+            columns = read_mapping(db, args.mapping)
+            staged = stage(db, columns, args, report)
+        if report.rows and not args.skip_bad:
+            raise Refused("nothing was imported: {:,} rows rejected ({}); mend the file or the mapping, or leave them out by --skip-bad"
+                          .format(report.rows, counted(report.reasons)))
+        stored, updated = upsert(db, columns, staged)
+    for line in summary(read, stored, updated, staged, report, functions.nulled, time.monotonic() - started):
+        print(line)
+    return 1 if report.rows else 0
+
+
+def bounded(kind, low, high):
+    """An argparse type: a number in this range."""
+    def read(text):
+        number = kind(text)
+        if not low <= number <= high:
+            raise argparse.ArgumentTypeError("%s is not within %s to %s" % (text, low, high))
+        return number
+    read.__name__ = kind.__name__       # argparse names it where the text is no number at all
+    return read
+
+
+def instant(text):
+    """An argparse type: seconds since 1970 of a UTC date or instant."""
+    found = parsed(text, ("%Y-%m-%d", "%Y-%m-%dT%H:%M:%S%z"))
+    if found is None:
+        raise argparse.ArgumentTypeError("%r is neither YYYY-MM-DD nor YYYY-MM-DDTHH:MM:SSZ" % text)
+    return calendar.timegm(time.strptime((found + "T00:00:00Z")[:19], "%Y-%m-%dT%H:%M:%S"))
+
+
+def separator(text):
+    """An argparse type: one character, or the word tab."""
+    found = {"tab": "\t", "\\t": "\t"}.get(text, text)
+    if len(found) != 1:
+        raise argparse.ArgumentTypeError("%r is neither one character nor the word tab" % text)
+    return found
+
+
+def joined(text):
+    """An argparse type: NAME=FILE."""
+    name, _, path = text.partition("=")
+    if not re.fullmatch("[A-Za-z]\\w*", name) or not path or name.lower() in schema().objects | {"csv", "incoming", "mapping", "tally"}:
+        raise argparse.ArgumentTypeError("%r is not NAME=FILE with a name of letters and digits that is not taken" % text)
+    return name, path
+
+
+def parse(argv):
+    parser = argparse.ArgumentParser(prog="seed.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+                                     usage="seed.py DB [options]", allow_abbrev=False)
+    add = parser.add_argument
+    add("db", metavar="DB", type=os.path.realpath, help="the database file; made if it does not exist")
+    for option, what in (("--live", "change shipments until stopped"), ("--verify", "compare the rollups with the rows"),
+                         ("--rebuild", "make the rollups from the rows")):
+        add(option, action="store_true", help=what)
+    add("--rows", metavar="N", type=bounded(int, 1, MAX_ROWS), default=50000, help="synthetic shipments to store (default 50000)")
+    add("--random-seed", metavar="S", type=int, default=1, help="another number gives other shipments (default 1)")
+    add("--now", metavar="T", type=instant, default=int(time.time()), help="the moment at which they stand, in UTC (default now)")
+    add("--append", action="store_true", help="add synthetic shipments to those there")
+    add("--csv", metavar="FILE", help="import this file")
+    add("--mapping", metavar="FILE.sql", help="the SELECT that names its columns as ours")
+    add("--encoding", metavar="E", default="utf-8-sig", help="of the file (default utf-8-sig: UTF-8, with or without a mark)")
+    add("--delimiter", metavar="D", type=separator, default=",", help="one character or tab (default a comma)")
+    add("--table", metavar="NAME=FILE", type=joined, action="append", default=[], help="a second file for the mapping to join")
+    add("--duplicates", choices=("refuse", "first", "last"), default="refuse", help="of rows with the same reference (default refuse)")
+    add("--skip-bad", action="store_true", help="import the other rows where some are rejected")
+    add("--limit-reports", metavar="N", type=bounded(int, 0, MAX_ROWS), default=20, help="rows told one by one (default 20)")
+    add("--rate", metavar="PER_SECOND", type=bounded(float, 0.01, 10000), default=2.0, help="changes of --live (default 2)")
+    args = parser.parse_args(argv)
+    if bool(args.csv) != bool(args.mapping):
+        parser.error("--csv and --mapping go together")
+    if sum(map(bool, (args.csv, args.live, args.verify, args.rebuild))) > 1:
+        parser.error("--csv, --live, --verify and --rebuild exclude each other")
+    return args
+
+
+def command(args):
+    """The function that does what the arguments ask for."""
+    return live if args.live else verify if args.verify else rebuild_all if args.rebuild else import_csv if args.csv else synthesize
+
+
+def explained(error, path):
+    """What SQLite's message means here, and what to do."""
+    known = (
+        ("locked", "another process holds its lock; try again when that one is done"),
+        ("readonly", "its file or folder may not be written; run as their owner, or grant it"),
+        ("unable to open", "its file or folder may not be read or written; run as their owner, or grant it"),
+        ("full", "make room and try again"),
+        ("disk I/O", "the disk failed, or a file size limit or quota is reached: see ulimit -f, df and the kernel's log"),
+        ("not a database", "it is no SQLite file, or damaged; name another, or restore a backup"),
+        ("malformed", "it is damaged; restore a backup"),
+    )
+    cure = next((": " + cure for part, cure in known if part in str(error)), "")
+    return "%s: %s%s" % (path, error, cure)
+
+
+def main(argv=None):
+    args = parse(argv)
+    try:
+        with catching_stops():
+            return command(args)(args)
+    except Refused as error:
+        notice(str(error))
+    except sqlite3.Error as error:
+        if caught:                      # SQLite's own word is then "interrupted"
+            notice("stopped; %s is as it was" % args.db)
+            return 128 + caught[0]
+        notice(explained(error, args.db))
+    except OSError as error:
+        notice("%s: %s" % (error.filename or args.db, error.strerror))
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
