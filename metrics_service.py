@@ -7,7 +7,7 @@
   metrics_service.py --demo            serve a scratch database with live traffic; needs no configuration
 
 The way of a request: webserver.Server, Service.respond, Store.snapshot (the one of this second, or one read
-transaction), metrics_document, JSON. The database is opened read-only, always; its figures come from rollups that
+transaction), exposition.metrics_document, JSON. The database is opened read-only, always; its figures come from rollups that
 its own triggers keep (schema.sql). What goes wrong while serving never ends the process: /metrics answers 503 or 500
 with the reason, the log says so once, and the next request that succeeds says that it is over.
 
@@ -15,7 +15,6 @@ Exit codes: 0 stopped cleanly, 78 configuration or schema refused, 1 anything el
 """
 
 import argparse
-import calendar
 import collections
 import contextlib
 import ctypes
@@ -40,29 +39,25 @@ import traceback
 import urllib.parse
 import uuid
 
+import exposition
 import schema_check
 import supervision
 import webserver
+from exposition import hour_of, instant, quantile, ratio, rounded, unix_time
 
 NAME = "metrics_service"
 VERSION = "0.1.0"
 FOLDER = os.path.dirname(os.path.abspath(__file__))
 
 EX_CONFIG = 78          # sysexits.h: something is wrong that only a person can mend
-DAILY_DAYS = 30         # days in the "daily" list
-HISTORY_HOURS = 672     # most hourly points that ?history= gives: 28 days
 FUTURE_LIMIT = 1000     # changes dated in the future are counted up to here; more costs and tells nothing
 BRIEF_WAIT = 0.25       # s to wait for a lock that was there a moment ago; only the first wait is worth the whole timeout
 PROGRESS_STEPS = 10000  # SQLite instructions between two looks at the deadline, well under a millisecond
 STOP_POLL = 0.1         # s in which the accept loop notices a stop
 LOG_RETRY = 5           # s between two tries of a log file that could not be written
-DAY = 86400
-STATUSES = ("pending", "pre_transit", "in_transit", "out_for_delivery", "available_for_pickup", "attempted", "exception",
-            "delivered", "returned", "cancelled")
-AGE_BANDS = (("under_1_day", 1), ("1_to_3_days", 3), ("3_to_7_days", 7), ("over_7_days", None))  # overdue for up to n days
 LATENCY_BOUNDS = (.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1.0, 2.5, 5.0, 10.0)  # s
 
-# ---- SQL, in the order of asking. An unknown carrier, mode or reason is '' in the rollups.
+# SQL, in the order of asking. An unknown carrier, mode or reason is '' in the rollups.
 
 SCHEMA_VERSION = "PRAGMA schema_version"
 DATA_VERSION = "PRAGMA data_version"
@@ -104,24 +99,7 @@ HOURS = "SELECT hour, created, delivered, on_time, late FROM rollup_hour WHERE h
 NEWEST_CHANGE = "SELECT max(updated_at) FROM shipments WHERE updated_at <= :now"
 FUTURE_CHANGES = "SELECT count(*) FROM (SELECT 1 FROM shipments WHERE updated_at > :now LIMIT %d)" % FUTURE_LIMIT
 
-# ---- Time
-
-def instant(seconds):
-    """Unix time as 'YYYY-MM-DDTHH:MM:SSZ'."""
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
-
-
-def hour_of(seconds):
-    """Unix time as the hour 'YYYY-MM-DDTHH' of the rollups."""
-    return time.strftime("%Y-%m-%dT%H", time.gmtime(seconds))
-
-
-def unix_time(stamp):
-    """The Unix time of an instant as the database writes it."""
-    return calendar.timegm(time.strptime(stamp, "%Y-%m-%dT%H:%M:%SZ"))
-
-
-# ---- Settings: each METRICS_* variable once, with its default, its range and the cure for a bad value
+# Settings: each METRICS_* variable once, with its default, its range and the cure for a bad value
 
 Setting = collections.namedtuple("Setting", "field default parse cure")
 Given = collections.namedtuple("Given", "value source folder")  # folder: where a relative path starts
@@ -218,7 +196,7 @@ def read_settings(env_file):
         return load_settings({})[0], ["the env file cannot be used: %s" % error]
 
 
-# ---- Log: one event, one line, to the file or, while that cannot be written, to stdout
+# Log: one event, one line, to the file or, while that cannot be written, to stdout
 
 LOGGER = logging.getLogger(NAME)
 LOGGER.addHandler(logging.NullHandler())  # until start_log: --check reports on its own
@@ -381,7 +359,7 @@ def start_log(settings):
     return log
 
 
-# ---- Reasons: what sqlite3 says is ambiguous, so the facts are looked at
+# Reasons: what sqlite3 says is ambiguous, so the facts are looked at
 
 class Trouble(Exception):
     """The shipment figures cannot be had: the reason as a word of the closed list, the detail as a sentence, the HTTP status."""
@@ -461,15 +439,7 @@ def diagnose(error, path, waited):
     return Trouble(reason, "database %s: %s (sqlite3: %s)" % (path, detail, message), 500 if reason == "schema_mismatch" else 503)
 
 
-# ---- Figures: everything one snapshot holds, asked in one read transaction
-
-Lane = collections.namedtuple("Lane", "name shipments open exception delivered on_time late late_seconds transits transit_seconds "
-                                      "negative")
-Overdue = collections.namedtuple("Overdue", "carrier mode shipments under_1 under_3 under_7")
-Hour = collections.namedtuple("Hour", "hour created delivered on_time late")
-Figures = collections.namedtuple("Figures", "now bounds statuses carriers modes carrier_transit mode_transit overdue exceptions hours "
-                                            "newest_change future_changes schema_version")
-
+# Figures: everything one snapshot holds, asked in one read transaction
 
 def histograms(rows):
     """Rows of (name, upper bound, count) as name -> Counter of counts by upper bound."""
@@ -480,21 +450,31 @@ def histograms(rows):
 
 
 def ask(connection, now):
-    """The Figures at the Unix time now. Raises sqlite3.Error."""
-    bands = {"band%d" % i: hour_of(now - days * DAY) for i, (_, days) in enumerate(AGE_BANDS) if days}
-    moment = dict(bands, now=instant(now), hour=hour_of(now), since=instant(now - (DAILY_DAYS - 1) * DAY)[:10])
+    """The exposition.Figures at the Unix time now. Raises sqlite3.Error."""
+    bands = {"band%d" % i: hour_of(now - days * exposition.DAY) for i, (_, days) in enumerate(exposition.AGE_BANDS) if days}
+    since = instant(now - (exposition.DAILY_DAYS - 1) * exposition.DAY)[:10]
+    moment = dict(bands, now=instant(now), hour=hour_of(now), since=since)
 
     def rows(sql, shape=tuple):
         return [shape(row) for row in connection.execute(sql, moment)]
 
-    return Figures(
-        now, [bound for bound, in rows(BOUNDS)], dict(rows(BY_STATUS)), rows(LANES_BY_CARRIER, Lane._make), rows(LANES_BY_MODE, Lane._make),
-        histograms(rows(TRANSIT_BY_CARRIER)), histograms(rows(TRANSIT_BY_MODE)), rows(OVERDUE, Overdue._make),
-        rows(EXCEPTIONS), rows(HOURS, Hour._make), rows(NEWEST_CHANGE)[0][0], rows(FUTURE_CHANGES)[0][0],
-        rows(schema_check.VERSION)[0][0])
+    return exposition.Figures(
+        now=now,
+        bounds=[bound for bound, in rows(BOUNDS)],
+        statuses=dict(rows(BY_STATUS)),
+        carriers=rows(LANES_BY_CARRIER, exposition.Lane._make),
+        modes=rows(LANES_BY_MODE, exposition.Lane._make),
+        carrier_transit=histograms(rows(TRANSIT_BY_CARRIER)),
+        mode_transit=histograms(rows(TRANSIT_BY_MODE)),
+        overdue=rows(OVERDUE, exposition.Overdue._make),
+        exceptions=rows(EXCEPTIONS),
+        hours=rows(HOURS, exposition.Hour._make),
+        newest_change=rows(NEWEST_CHANGE)[0][0],
+        future_changes=rows(FUTURE_CHANGES)[0][0],
+        schema_version=rows(schema_check.VERSION)[0][0])
 
 
-# ---- Store: the connection, the last snapshot, and what is wrong with the database now
+# Store: the connection, the last snapshot, and what is wrong with the database now
 
 Snapshot = collections.namedtuple("Snapshot", "figures stale")  # stale: the Trouble that an older snapshot bridges, or None
 
@@ -669,116 +649,7 @@ class Store:
         self.connection = None
 
 
-# ---- Documents: figures as JSON. Nothing to evaluate gives null, never 0.
-
-def rounded(value, digits=6):
-    return None if value is None else round(value, digits)
-
-
-def ratio(part, whole, digits=6):
-    return round(part / whole, digits) if whole else None
-
-
-def quantile(counts, bounds, q):
-    """The q-quantile of a Counter by upper bound, interpolated within its bucket from the bound below, as Prometheus does;
-    one that lies in the last bucket, which has no end, is given as the bound below it. None without counts."""
-    rank = q * sum(counts.values())
-    seen, below = 0, 0
-    for bound in bounds:
-        if counts[bound] and seen + counts[bound] >= rank:
-            return below if bound == bounds[-1] else below + (bound - below) * (rank - seen) / counts[bound]
-        seen, below = seen + counts[bound], bound
-    return None
-
-
-def transit_document(lane, counts, bounds):
-    return {
-        "count": lane.transits,
-        "mean": ratio(lane.transit_seconds, lane.transits, 1),
-        "p50": rounded(quantile(counts, bounds, .5), 1),
-        "p95": rounded(quantile(counts, bounds, .95), 1),
-        "negative": lane.negative,
-    }
-
-
-def delivery_document(lane, counts, bounds):
-    evaluated = lane.on_time + lane.late
-    return {
-        "delivered": lane.delivered,
-        "evaluated": evaluated,
-        "on_time": lane.on_time,
-        "late": lane.late,
-        "on_time_rate": ratio(lane.on_time, evaluated),
-        "late_seconds": {"mean": ratio(lane.late_seconds, lane.late, 1)},
-        "transit_seconds": transit_document(lane, counts, bounds),
-    }
-
-
-def lane_documents(label, lanes, transit, figures):
-    """One object for each carrier or mode, most shipments first; label is the key that holds its name, null for unknown."""
-    overdue = collections.Counter()
-    for row in figures.overdue:
-        overdue[getattr(row, label)] += row.shipments
-    documents = []
-    for lane in lanes:
-        document = {label: lane.name or None, "shipments": lane.shipments, "open": lane.open, "overdue": overdue[lane.name],
-                    "exception": lane.exception}
-        document.update(delivery_document(lane, transit[lane.name], figures.bounds))
-        documents.append(document)
-    return documents
-
-
-def shipments_document(figures, total):
-    overdue = sum(row.shipments for row in figures.overdue)
-    bands = [sum(column) for column in zip(*(row[3:] for row in figures.overdue))] or [0, 0, 0]
-    return {
-        "total": total.shipments,
-        "open": total.open,
-        "overdue": overdue,
-        "by_status": {status: figures.statuses.get(status, 0) for status in STATUSES},
-        "overdue_by_age": dict(zip([name for name, _ in AGE_BANDS], bands + [overdue - sum(bands)])),
-        "exceptions_by_reason": [{"reason": reason or None, "shipments": count} for reason, count in figures.exceptions],
-    }
-
-
-def flow_document(label, name, hours):
-    created, delivered, on_time, late = [sum(column) for column in zip(*(hour[1:] for hour in hours))] or (0, 0, 0, 0)
-    return {label: name, "created": created, "delivered": delivered, "on_time": on_time, "late": late,
-            "on_time_rate": ratio(on_time, on_time + late)}
-
-
-def daily_document(figures):
-    by_day = collections.defaultdict(list)
-    for hour in figures.hours:
-        by_day[hour.hour[:10]].append(hour)
-    days = [instant(figures.now - back * DAY)[:10] for back in reversed(range(DAILY_DAYS))]
-    return [flow_document("date", day, by_day[day]) for day in days]
-
-
-def history_document(figures, hours):
-    """The last `hours` hourly points, oldest first; the last of them is the hour that is not over."""
-    by_hour = {hour.hour: [hour] for hour in figures.hours}
-    names = [hour_of(figures.now - back * 3600) for back in reversed(range(hours))]
-    return [flow_document("hour", name, by_hour.get(name, ())) for name in names]
-
-
-def metrics_document(figures, history):
-    """The shipment figures: all of /metrics but the service's own blocks."""
-    total = Lane(None, *[sum(column) for column in zip(*(lane[1:] for lane in figures.modes))] or [0] * (len(Lane._fields) - 1))
-    transit = sum(figures.mode_transit.values(), collections.Counter())
-    document = {
-        "shipments": shipments_document(figures, total),
-        "delivery": delivery_document(total, transit, figures.bounds),
-        "by_carrier": lane_documents("carrier", figures.carriers, figures.carrier_transit, figures),
-        "by_mode": lane_documents("mode", figures.modes, figures.mode_transit, figures),
-        "daily": daily_document(figures),
-    }
-    if history:
-        document["history"] = history_document(figures, history)
-    return document
-
-
-# ---- Service: the routes, and what it counts of itself
+# Service: the routes, and what it counts of itself
 
 class Traffic:
     """Requests answered, by status code and by latency."""
@@ -858,7 +729,7 @@ class Service:
     def metrics(self, request):
         history = self.history(request.query)
         if history is None:
-            return webserver.problem(400, "history must be a whole number of hours from 1 to %d" % HISTORY_HOURS)
+            return webserver.problem(400, "history must be a whole number of hours from 1 to %d" % exposition.HISTORY_HOURS)
         snapshot = self.store.snapshot()
         if self.rendered[:2] != (snapshot, history) or snapshot.stale:
             self.rendered = snapshot, history, webserver.json_answer(200, self.document(snapshot, history))
@@ -869,7 +740,7 @@ class Service:
         if "history" not in query:
             return 0
         value = query["history"][-1]
-        return int(value) if re.match(r"[1-9]\d{0,2}\Z", value, re.ASCII) and int(value) <= HISTORY_HOURS else None
+        return int(value) if re.match(r"[1-9]\d{0,2}\Z", value, re.ASCII) and int(value) <= exposition.HISTORY_HOURS else None
 
     def livez(self, request):
         return webserver.json_answer(200, {"service": NAME, "instance": self.instance})
@@ -909,7 +780,7 @@ class Service:
         document = {"service": self.service_document(), "generated_at": instant(figures.now), "stale": None}
         if stale:
             document["stale"] = {"reason": stale.reason, "age_seconds": round(self.store.age(), 1), "detail": stale.detail}
-        document.update(metrics_document(figures, history))
+        document.update(exposition.metrics_document(figures, history))
         document.update(self.own_blocks(figures))
         return document
 
@@ -953,7 +824,7 @@ class Service:
         }
 
 
-# ---- Validation: what only a person can mend is refused before anything is served
+# Validation: what only a person can mend is refused before anything is served
 
 Finding = schema_check.Finding
 
@@ -1051,7 +922,7 @@ def refuse_errors(findings):
     return findings
 
 
-# ---- Life: check, serve, demo
+# Life: check, serve, demo
 
 class Signals:
     """SIGTERM, SIGINT and SIGHUP as bytes on a socket: the handler does nothing, the main thread reads."""

@@ -4,6 +4,7 @@ import http.client
 import json
 import os
 import re
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -19,6 +20,8 @@ os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
 for name in [name for name in os.environ if name.startswith("METRICS_")]:
     del os.environ[name]  # whoever runs the tests may have a service of their own
 
+FILES = ("metrics_service.py", "webserver.py", "exposition.py", "schema_check.py", "supervision.py", "schema.sql", "seed.py",
+         "health_check.py", "restart_service.sh")  # what is copied to a host; nothing else is needed there
 DEADLINE = 10  # s; how long a test waits for what should come at once
 
 
@@ -31,6 +34,13 @@ def wait_for(condition, what, deadline=DEADLINE):
             return value
         time.sleep(0.01)
     raise AssertionError("waited %d s in vain for %s" % (deadline, what))
+
+
+def copy_product(folder):
+    """The files of FILES in the folder; the folder."""
+    for name in FILES:
+        shutil.copy(str(ROOT / name), str(folder))
+    return folder
 
 
 def make_database(path, rows=()):

@@ -1,12 +1,14 @@
 """The figures: each definition against rows whose answer is known."""
 
 import calendar
+import collections
 import json
 import sqlite3
 import time
 
 import pytest
 
+import exposition
 import metrics_service
 from conftest import add_rows, make_database
 
@@ -18,7 +20,7 @@ def figures(path, now=NOW):
 
 
 def metrics(path, history=0, now=NOW):
-    return metrics_service.metrics_document(figures(path, now), history)
+    return exposition.metrics_document(figures(path, now), history)
 
 
 def shipment(reference, status="in_transit", **columns):
@@ -34,7 +36,7 @@ def document(tmp_path):
 def test_an_empty_database_has_zero_counts_and_nothing_evaluated(document):
     empty = document()
     assert empty["shipments"]["total"] == 0
-    assert empty["shipments"]["by_status"] == dict.fromkeys(metrics_service.STATUSES, 0)
+    assert empty["shipments"]["by_status"] == dict.fromkeys(exposition.STATUSES, 0)
     assert empty["delivery"]["on_time_rate"] is None
     assert empty["delivery"]["transit_seconds"] == {"count": 0, "mean": None, "p50": None, "p95": None, "negative": 0}
     assert empty["by_carrier"] == empty["by_mode"] == []
@@ -61,7 +63,7 @@ def test_a_day_that_ends_at_midnight_is_overdue_from_midnight_on(tmp_path):
 
 
 @pytest.mark.parametrize("status, overdue", [(status, int(status not in ("delivered", "returned", "cancelled")))
-                                             for status in metrics_service.STATUSES])
+                                             for status in exposition.STATUSES])
 def test_only_open_shipments_are_overdue(document, status, overdue):
     shipments = document(shipment("a", status, promised_at="2026-03-01"))["shipments"]
     assert (shipments["overdue"], shipments["open"], shipments["by_status"][status]) == (overdue, overdue, 1)
@@ -69,7 +71,7 @@ def test_only_open_shipments_are_overdue(document, status, overdue):
 
 def test_overdue_shipments_fall_into_age_bands(document):
     hours_ago = [1, 23, 25, 71, 73, 167, 169, 1000]
-    rows = [shipment("r%d" % hours, promised_at=metrics_service.instant(NOW - hours * 3600)) for hours in hours_ago]
+    rows = [shipment("r%d" % hours, promised_at=exposition.instant(NOW - hours * 3600)) for hours in hours_ago]
     shipments = document(*rows)["shipments"]
     assert shipments["overdue_by_age"] == {"under_1_day": 2, "1_to_3_days": 2, "3_to_7_days": 2, "over_7_days": 2}
     assert shipments["overdue"] == 8
@@ -110,8 +112,8 @@ def test_transit_counts_from_shipping_else_from_creation_and_sets_negative_ones_
 
 
 def test_percentiles_are_interpolated_within_their_bucket():
-    counts, bounds = metrics_service.collections.Counter({20: 2, 40: 2}), [10, 20, 40, 2 ** 63 - 1]
-    assert [metrics_service.quantile(counts, bounds, q) for q in (.25, .5, .75, 1)] == [15, 20, 30, 40]
+    counts, bounds = collections.Counter({20: 2, 40: 2}), [10, 20, 40, 2 ** 63 - 1]
+    assert [exposition.quantile(counts, bounds, q) for q in (.25, .5, .75, 1)] == [15, 20, 30, 40]
 
 
 def test_a_percentile_in_the_unbounded_bucket_is_the_bound_below_it(document):
@@ -144,7 +146,7 @@ def test_days_and_hours_are_zero_filled_and_end_now(document, tmp_path):
 
 
 def test_the_longest_history_lies_within_what_is_read(document, tmp_path):
-    first = metrics_service.hour_of(NOW - 671 * 3600)
+    first = exposition.hour_of(NOW - 671 * 3600)
     path = make_database(tmp_path / "b.db", [shipment("a", created_at=first + ":00:00Z")])
     assert metrics(path, history=672)["history"][0]["created"] == 1
 
@@ -171,11 +173,11 @@ def test_the_answer_is_json_without_nan_whatever_the_numbers(document):
 
 def test_the_statuses_are_those_of_the_schema(database):
     connection = sqlite3.connect(str(database))
-    add_rows(connection, [shipment(status, status) for status in metrics_service.STATUSES])
+    add_rows(connection, [shipment(status, status) for status in exposition.STATUSES])
     with pytest.raises(sqlite3.IntegrityError):
         add_rows(connection, [shipment("x", "lost")])
 
 
 def test_an_instant_reads_back_as_written():
-    assert metrics_service.unix_time(metrics_service.instant(NOW)) == NOW
-    assert metrics_service.unix_time("2026-07-01T00:00:00Z") == calendar.timegm(time.strptime("2026-07-01", "%Y-%m-%d"))
+    assert exposition.unix_time(exposition.instant(NOW)) == NOW
+    assert exposition.unix_time("2026-07-01T00:00:00Z") == calendar.timegm(time.strptime("2026-07-01", "%Y-%m-%d"))

@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 import pytest
 
-from conftest import DEADLINE, ROOT, add_rows, make_database
+from conftest import DEADLINE, ROOT, add_rows, copy_product, make_database
 
 ROW = {"reference": "a", "status": "pending"}
 
@@ -167,7 +167,7 @@ def test_a_defect_is_one_log_line_a_500_and_no_harm(database, launch):
     service = launch(database, wait=False)
     service.stop(signal.SIGKILL)
     script = ("import sys; sys.path.insert(0, %r); import metrics_service\n"
-              "metrics_service.metrics_document = lambda *_: 1 / 0\nsys.exit(metrics_service.main([]))" % str(ROOT))
+              "metrics_service.exposition.metrics_document = lambda *_: 1 / 0\nsys.exit(metrics_service.main([]))" % str(ROOT))
     service.start(command=[sys.executable, "-c", script])
     status, document = service.get("/metrics")
     assert (status, document["reason"]) == (500, "defect")
@@ -285,8 +285,7 @@ def test_a_kill_leaves_nothing_that_hinders_the_next_start(database, launch):
 # ---- The copied folder
 
 def test_a_copy_of_the_folder_runs_under_a_bare_environment(tmp_path, database):
-    for name in ("metrics_service.py", "webserver.py", "schema_check.py", "supervision.py", "schema.sql"):
-        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    copy_product(tmp_path)
     done = subprocess.run([sys.executable, str(tmp_path / "metrics_service.py"), "--check"], cwd="/", stdout=subprocess.PIPE,
                           env={"METRICS_DB_PATH": str(database), "METRICS_PORT": "0"}, universal_newlines=True)
     assert done.stdout == "ok: %s, http://127.0.0.1:0\n" % database

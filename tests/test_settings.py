@@ -8,7 +8,7 @@ import sys
 import pytest
 
 import metrics_service
-from conftest import ROOT, make_database
+from conftest import ROOT, copy_product, make_database
 
 COMMAND = [sys.executable, str(ROOT / "metrics_service.py")]
 
@@ -167,8 +167,8 @@ def test_an_open_address_without_a_password_is_a_warning(tmp_path, database):
 
 
 def test_a_folder_copied_without_its_schema_says_so(tmp_path, database):
-    for name in ("metrics_service.py", "webserver.py", "schema_check.py", "supervision.py"):
-        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    copy_product(tmp_path)
+    (tmp_path / "schema.sql").unlink()
     done = subprocess.run([sys.executable, "metrics_service.py", "--check"], cwd=str(tmp_path), stderr=subprocess.PIPE,
                           env={"METRICS_DB_PATH": str(database), "METRICS_PORT": "0"}, universal_newlines=True)
     assert done.returncode == 78 and "schema.sql is missing or damaged" in done.stderr

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import metrics_service
-from conftest import DEADLINE, add_rows, make_database
+from conftest import DEADLINE, add_rows, copy_product, make_database
 
 ROW = {"reference": "a", "status": "pending"}
 
@@ -308,8 +308,7 @@ def read(tmp_path):
     if not AS_NOBODY or not system:
         pytest.skip("needs root, to become nobody, and a Python that nobody may run")
     code = Path(tempfile_folder())
-    for name in ("metrics_service.py", "webserver.py", "schema_check.py", "supervision.py", "schema.sql"):
-        shutil.copy(str(Path(metrics_service.FOLDER) / name), str(code))
+    copy_product(code)
 
     def run(path):
         return subprocess.check_output(AS_NOBODY + [system, "-B", "-c", READ, str(code), str(path)], universal_newlines=True).strip()
