@@ -19,7 +19,6 @@ import base64
 import calendar
 import email.utils
 import enum
-import errno
 import http.client
 import json
 import math
@@ -45,11 +44,13 @@ LOG_TAIL = 256 << 10                # bytes read from the end of a log file
 CLOCK_SLACK = 120                   # seconds between the figures' time and the Date of the answer that brings them
 CERTIFICATE_NOTICE = 21 * 86400     # seconds before a certificate's end that a person gets to replace it
 TIMESTAMP = "%Y-%m-%dT%H:%M:%S"     # UTC; once the Z is off, times compare as text, with or without a fraction
+REASON = re.compile("[a-z_]{1,30}")
 LOOPBACK = re.compile(r"localhost|127\.[0-9.]+|::1")
 LOG_LINE = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[.\d]*)Z ([A-Z]+) (.+)")
-LOG_FIELD = re.compile(r'(\w+)=("(?:[^"\\]|\\.)*"|\S*)')
+LOG_FIELD = re.compile(r' (\w+)=("(?:[^"\\]|\\.)*"|\S*)')
 ENDED_BY_RECOVERY = ("database_unavailable", "schema_mismatch")     # by the event database_recovered
-FILE_REASONS = {FileNotFoundError: "missing", NotADirectoryError: "missing", PermissionError: "denied"}
+FILE_REASONS = {FileNotFoundError: "missing", NotADirectoryError: "missing", IsADirectoryError: "is_directory",
+                PermissionError: "denied"}
 
 # What each answer of /metrics has, be it the problem document of a failing service, and what each good one has besides.
 COUNT, NUMBER, TEXT, NULL = (int,), (int, float), (str,), (type(None),)     # exact types: a bool is no count
@@ -252,7 +253,7 @@ class Exchange:
 
     def trouble(self, reason, summary):
         """The Trouble that names this request and whom it went to."""
-        if self.proxy and self.stage in (LOOKUP, CONNECT):
+        if self.proxy and reason in ("unresolved", "timeout", "refused", "unreachable"):
             reason = "proxy"
         return Trouble(FAILING, reason, "GET {} at {}: {}".format(self.path, self.peer, summary))
 
@@ -335,6 +336,12 @@ def document_of(answer, path):
         raise Trouble(FAILING, reason, "GET {}: {}, {}: {!r}".format(path, answer.status, error, answer.body[:40]))
 
 
+def reason_of(document, otherwise):
+    """The reason that the service gives, if it is one of its words and no stranger's prose."""
+    reason = document.get("reason")
+    return reason if isinstance(reason, str) and REASON.fullmatch(reason) else otherwise
+
+
 def identify(site):
     """The instance that answers /livez. Asked without credentials: a stranger on our port shall not have them."""
     answer = site.fetch("/livez", (200,))
@@ -362,8 +369,8 @@ def read_figures(site):
     if not any(misfits(document, LOGGING)):
         site.logging = document
     if answer.status != 200:
-        summary = document.get("detail") or "GET /metrics: {}".format(answer.status)
-        raise Trouble(FAILING, document.get("reason") or "http_status", summary)
+        summary = str(document.get("detail") or "GET /metrics: {}".format(answer.status))
+        raise Trouble(FAILING, reason_of(document, "http_status"), summary)
     missing = ", ".join(sorted([*misfits(document, LOGGING), *misfits(document, SPINE)]))
     if missing:
         raise Trouble(FAILING, "malformed", "GET /metrics: missing, or of another type: " + missing)
@@ -399,14 +406,17 @@ def read_health(site):
 
 
 def disagreement(figures, clock):
-    """Reason and summary of what cannot be true of the figures of /metrics together, or None."""
-    shipments, stale = figures["shipments"], figures["stale"]
-    parts = sum(shipments["by_status"].values())
+    """What cannot be true of the figures of /metrics together, or None."""
+    shipments, made = figures["shipments"], figures["generated_at"]
+    try:
+        parts = sum(shipments["by_status"].values())
+        age = clock - calendar.timegm(time.strptime(made, TIMESTAMP + "Z"))
+    except (TypeError, ValueError):
+        return "a count or a time of /metrics is unreadable"
     if parts != shipments["total"]:
-        return "inconsistent", "{} shipments by status, {} in total".format(parts, shipments["total"])
-    age = clock - calendar.timegm(time.strptime(figures["generated_at"][:19], TIMESTAMP))
-    if not stale and abs(age) > CLOCK_SLACK:
-        return "inconsistent", "figures are of {}, the service's clock says {}Z".format(figures["generated_at"], stamp(clock))
+        return "{} shipments by status, {} in total".format(parts, shipments["total"])
+    if not figures["stale"] and abs(age) > CLOCK_SLACK:
+        return "figures are of {}, the service's clock says {}Z".format(made, stamp(clock))
     return None
 
 
@@ -414,7 +424,7 @@ def check_database(site):
     site.require(site.instance)
     status, entries = read_health(site)
     troubled = [entry for _, entry, state in entries if state != "pass"]
-    reason = next((entry["reason"] for entry in troubled if "reason" in entry), "not_ready")
+    reason = next(filter(None, (reason_of(entry, None) for entry in troubled)), "not_ready")
     outputs = [str(entry.get("output")) for entry in troubled]
     said = "; ".join(one for one in outputs if not any(one in other for other in outputs if other != one))
     if status is FAILING:
@@ -424,7 +434,7 @@ def check_database(site):
         return Finding(FAILING, "malformed", "GET /readyz: no count of shipments")
     wrong = site.figures and disagreement(site.figures, site.clock)
     if wrong:
-        return Finding(FAILING, *wrong)
+        return Finding(FAILING, "inconsistent", wrong)
     return Finding(WARNING, reason, said) if troubled else Finding(OK, None, "{} shipments counted".format(counts[0]))
 
 
@@ -466,8 +476,6 @@ def parse_entry(line):
 
 def read_log(path):
     """The entries in a log file's tail, oldest first, and whether that is the whole file."""
-    if not stat.S_ISREG(os.stat(path).st_mode):     # a pipe would wait for a writer
-        raise IsADirectoryError(errno.EISDIR, "it is no plain file", path)
     with open(path, "rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - LOG_TAIL))
@@ -489,9 +497,10 @@ def read_logs(path, since):
 
 
 def is_error(entry):
-    """Whether an entry is an error that was not caused by a request of this very check, which would keep itself alarmed."""
-    agent = dict(LOG_FIELD.findall(entry.text)).get("user_agent", "")
-    return entry.level == "ERROR" and not agent.startswith("health_check/")
+    """Whether an entry is an error, unless a request of this very check caused it: the check would keep its own alarm alive."""
+    if entry.level != "ERROR":
+        return False
+    return not dict(LOG_FIELD.findall(entry.text)).get("user_agent", "").startswith("health_check/")
 
 
 def earliest(site, clock):
@@ -628,12 +637,13 @@ def duration(text):
     return seconds
 
 
-def switch(text):
-    return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}[text.lower()]
-
-
-def output(text):
-    return OUTPUTS[text]
+def choice(values):
+    """A kind of option that takes one of these words."""
+    def choose(text):
+        if text not in values:
+            raise ValueError("give " + " or ".join(values))
+        return values[text]
+    return choose
 
 
 def read_credentials(path):
@@ -658,8 +668,8 @@ OPTIONS = (
     Option("log_file", str, None, "FILE", "the service's log on this host"),
     Option("credentials", read_credentials, None, "FILE", "one line user:password, readable by its owner alone"),
     Option("ca_file", read_authorities, None, "FILE", "certificates to trust instead of the system's"),
-    Option("format", output, "text", "|".join(OUTPUTS), "what to print"),
-    Option("quiet", switch, "0", None, "print nothing when all is ok"),
+    Option("format", choice(OUTPUTS), "text", "|".join(OUTPUTS), "what to print"),
+    Option("quiet", choice({"1": True, "0": False}), "0", None, "print nothing when all is ok"),
     Option("timeout", duration, "10", "SECONDS", "end of all checks together"),
     Option("max_latency", duration, "1", "SECONDS", "what one request may take"),
     Option("max_age", duration, None, "SECONDS", "what the newest change may be old"),
@@ -698,7 +708,7 @@ def read_settings(argv, environ):
         text = given[option.name] or environ.get(variable(option)) or option.default
         try:
             values.append(text and option.kind(text))
-        except (ValueError, KeyError, OSError) as error:
+        except (ValueError, OSError) as error:
             parser.error("{} {}: {}".format(origin, text, error))
     return Settings(*values)
 
