@@ -1,0 +1,50 @@
+"""Promises about the files themselves: standard library alone, Python 3.6 to the newest, nothing that shadows it."""
+
+import ast
+import subprocess
+import sys
+
+import pytest
+
+from conftest import FILES, ROOT
+
+MODULES = sorted(path for path in ROOT.glob("*.py"))
+OWN = {path.stem for path in MODULES}
+TOO_NEW = {"dataclasses", "contextvars", "importlib.resources", "zoneinfo", "graphlib", "tomllib"}  # not in Python 3.6
+
+
+def imported(path):
+    """Names of the modules that a file imports, wherever in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module
+
+
+def test_the_files_of_the_product_are_there():
+    assert {"metrics_service.py", "health_check.py", "restart_service.sh", "schema.sql", "seed.py"} <= set(FILES)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.name)
+def test_only_the_standard_library_of_3_6_is_imported(path):
+    names = {name for name in imported(path)} - OWN
+    assert not {name for name in names if name.split(".")[0] not in sys.stdlib_module_names or name in TOO_NEW}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.name)
+def test_no_file_bears_the_name_of_a_standard_module(path):
+    assert path.stem not in sys.stdlib_module_names
+
+
+def test_nothing_imports_the_service_and_the_check_imports_no_sibling():
+    graph = {path.stem: set(imported(path)) & OWN for path in MODULES}
+    assert not any("metrics_service" in names for names in graph.values())
+    assert graph["health_check"] == graph["supervision"] == graph["exposition"] == graph["webserver"] == set()
+
+
+def test_the_product_runs_without_site_packages():
+    for name in (path.name for path in MODULES):
+        done = subprocess.run([sys.executable, "-I", "-S", "-c", "import sys; sys.path.insert(0, %r); __import__(%r)" % (
+            str(ROOT), name[:-3])], stderr=subprocess.PIPE)
+        assert done.returncode == 0, done.stderr
