@@ -107,6 +107,8 @@ class Status(enum.IntEnum):
 
 OK, WARNING, UNKNOWN, FAILING = Status
 
+HEALTH = {"pass": OK, "warn": WARNING, "fail": FAILING}     # health+json, draft-inadarei-api-health-check-06
+
 Finding = namedtuple("Finding", "status reason summary")    # reason: one word of the runbook, or None
 Result = namedtuple("Result", "name status reason summary seconds")
 Report = namedtuple("Report", "verdict url instance checked_at seconds results")
@@ -137,19 +139,18 @@ def within(seconds, function, *arguments):
 
     def run():
         try:
-            outcome.append((function(*arguments), None))
-        except Exception as error:  # for whoever waits
-            outcome.append((None, error))
+            outcome.append(function(*arguments))
+        except Exception as error:  # raised below, by whoever waits
+            outcome.append(error)
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     thread.join(seconds)
     if not outcome:
         raise Overdue
-    result, error = outcome[0]
-    if error:
-        raise error
-    return result
+    if isinstance(outcome[0], Exception):
+        raise outcome[0]
+    return outcome[0]
 
 
 def printable(text):
@@ -163,14 +164,19 @@ def stamp(seconds):
 
 
 def parse_object(body):
-    """A JSON object in strict JSON. ValueError for anything else: NaN and what overflows, another type, undecodable bytes."""
+    """The object in strict JSON. ValueError for anything else: NaN and what overflows, another type, undecodable bytes."""
     def finite(number):
         if not math.isfinite(float(number)):
             raise ValueError("{} is not JSON".format(number))
         return float(number)
 
+    def whole(number):
+        if len(number) > 20:        # int() takes time by the square of the digits, which no deadline interrupts
+            raise ValueError("a number has {} digits".format(len(number)))
+        return int(number)
+
     try:
-        document = json.loads(body.decode(), parse_constant=finite, parse_float=finite)
+        document = json.loads(body.decode(), parse_constant=finite, parse_float=finite, parse_int=whole)
     except RecursionError:
         raise ValueError("it is nested too deeply")
     if not isinstance(document, dict):
@@ -391,18 +397,28 @@ def check_metrics(site):
 
 
 def read_health(site):
-    """The status of /readyz and its entries, (name, entry) pairs; what it says of the log is left to the check of the log."""
+    """The status of /readyz and its entries, (name, entry) pairs. What it says of the log is left to the check of the log."""
     health = document_of(site.fetch("/readyz", (200, 503), site.settings.credentials), "/readyz")
-    status, checks = health.get("status"), health.get("checks")
-    if status == "fail" and not checks:
+    status, checks = HEALTH.get(health.get("status")), health.get("checks")
+    if status is FAILING and not checks:
         raise Trouble(FAILING, "not_ready", "/readyz says fail and nothing else")
-    if status in ("pass", "warn") and checks is None:
+    if status is not None and checks is None:
         raise Trouble(UNKNOWN, "credentials", "/readyz tells strangers its status only: give --credentials")
     try:
-        entries = [(name, entry) for name in sorted(checks) for entry in checks[name] if not name.startswith("log:")]
-        return {"pass": OK, "warn": WARNING, "fail": FAILING}[status], [(name, entry, entry["status"]) for name, entry in entries]
-    except (TypeError, KeyError):
+        entries = [(name, dict(entry)) for name in sorted(checks) for entry in checks[name] if not name.startswith("log:")]
+    except (TypeError, ValueError):
+        status = None
+    if status is None:
         raise Trouble(FAILING, "malformed", "GET /readyz: no health+json")
+    return status, entries
+
+
+def tell(entries):
+    """One reason and one sentence for entries of /readyz; an output that another one contains is left out."""
+    reasons = [reason_of(entry, None) for entry in entries]
+    outputs = [str(entry.get("output")) for entry in entries]
+    told = [one for one in outputs if not any(one in other for other in outputs if one != other)]
+    return next(filter(None, reasons), "not_ready"), "; ".join(told)
 
 
 def disagreement(figures, clock):
@@ -423,19 +439,16 @@ def disagreement(figures, clock):
 def check_database(site):
     site.require(site.instance)
     status, entries = read_health(site)
-    troubled = [entry for _, entry, state in entries if state != "pass"]
-    reason = next(filter(None, (reason_of(entry, None) for entry in troubled)), "not_ready")
-    outputs = [str(entry.get("output")) for entry in troubled]
-    said = "; ".join(one for one in outputs if not any(one in other for other in outputs if other != one))
+    troubled = [entry for _, entry in entries if entry.get("status") != "pass"]
     if status is FAILING:
-        return Finding(FAILING, reason, said)
-    counts = [entry.get("observedValue") for name, entry, _ in entries if name == "database:shipments"]
+        return Finding(FAILING, *tell(troubled))
+    counts = [entry.get("observedValue") for name, entry in entries if name == "database:shipments"]
     if len(counts) != 1 or type(counts[0]) is not int:
         return Finding(FAILING, "malformed", "GET /readyz: no count of shipments")
     wrong = site.figures and disagreement(site.figures, site.clock)
     if wrong:
         return Finding(FAILING, "inconsistent", wrong)
-    return Finding(WARNING, reason, said) if troubled else Finding(OK, None, "{} shipments counted".format(counts[0]))
+    return Finding(WARNING, *tell(troubled)) if troubled else Finding(OK, None, "{} shipments counted".format(counts[0]))
 
 
 def check_latency(site):
@@ -466,7 +479,7 @@ def parse_entry(line):
     """The Entry in a log line of either format; None for anything else, such as a traceback."""
     if line.startswith("{"):
         try:
-            record = json.loads(line)
+            record = parse_object(line.encode())
             line = " ".join((record["@timestamp"], record["log.level"].upper(), record["message"]))
         except (ValueError, KeyError, TypeError, AttributeError):
             return None
@@ -547,7 +560,7 @@ def judge_target(site):
     """A warning when the service does not log to where it should, None when it does."""
     log, path = site.logging and site.logging["logging"], site.settings.log_file
     if log and log["fallback"]:
-        return Finding(WARNING, log["reason"] or "log_fallback", "it logs to stdout: {} is {}".format(log["path"], log["reason"]))
+        return Finding(WARNING, reason_of(log, "log_fallback"), "it logs to stdout: {} is {}".format(log["path"], log["reason"]))
     if log and path and (log["target"] != "file" or os.path.realpath(log["path"] or "") != os.path.realpath(path)):
         return Finding(WARNING, "other_log", "it logs to {}, not to {}".format(log["path"] or log["target"], path))
     return None
@@ -592,7 +605,7 @@ def exit_code(report):
     return 0 if report.verdict <= WARNING else 1
 
 
-def word(result):
+def sentence(result):
     """The reason and the summary of a result in one line."""
     return printable("{}: {}".format(result.reason, result.summary) if result.reason else result.summary)
 
@@ -600,11 +613,11 @@ def word(result):
 def as_text(report):
     """The verdict with its nearest cause, then every check; the database comes before what else shows its failure."""
     cause = max(report.results, key=lambda result: (result.status, result.name == "database"))
-    told = "{} checks".format(len(report.results)) if report.verdict is OK else cause.name + " " + word(cause)
+    told = "{} checks".format(len(report.results)) if report.verdict is OK else cause.name + " " + sentence(cause)
     lines = ["{} {}: {} ({})".format(SERVICE, report.verdict.words().upper(), told, report.url)]
     width = max(len(result.status.words()) for result in report.results)
     for result in report.results:
-        lines.append("  {:{}}  {:9}  {}".format(result.status.words(), width, result.name, word(result)))
+        lines.append("  {:{}}  {:9}  {}".format(result.status.words(), width, result.name, sentence(result)))
         if result.reason:
             lines[-1] += "  " + RUNBOOK + result.reason
     return "\n".join(lines)

@@ -181,7 +181,8 @@ def test_a_service_in_good_health_gets_ok_everywhere_and_exit_0(fake, text):
 
 def test_the_first_line_names_the_cause_and_each_trouble_its_place_in_the_runbook(fake, text):
     trouble = {"status": "fail", "reason": "locked", "output": "a writer holds the lock"}
-    server = fake(healthy(metrics=problem("locked", "a writer holds the lock"), readyz=readyz("fail", database__shipments=trouble)))
+    broken = {"metrics": problem("locked", "a writer holds the lock"), "readyz": readyz("fail", database__shipments=trouble)}
+    server = fake(healthy(**broken))
     code, output = text("--url", server.url)
     lines = output.splitlines()
     assert code == 1
@@ -212,9 +213,9 @@ def test_quiet_still_tells_of_a_warning(fake, text):
 
 
 @pytest.mark.parametrize("arguments", [
-    ["--nonsense"], ["--quiet=1"], ["--timeout", "0"], ["--timeout", "nan"], ["--timeout", "soon"], ["--format", "yaml"], ["--url", "ftp://x"],
-    ["--url", "http://user:secret@127.0.0.1"], ["--url", "http://127.0.0.1:99999"], ["--credentials", "/nonexistent"],
-    ["--ca-file", "/nonexistent"], ["stray"]])
+    ["--nonsense"], ["stray"], ["--quiet=1"], ["--timeout", "0"], ["--timeout", "nan"], ["--timeout", "soon"],
+    ["--format", "yaml"], ["--url", "ftp://x"], ["--url", "http://user:secret@127.0.0.1"], ["--url", "http://127.0.0.1:99999"],
+    ["--credentials", "/nonexistent"], ["--ca-file", "/nonexistent"]])
 def test_wrong_arguments_end_with_1_and_one_clear_line(arguments, capsys):
     with pytest.raises(SystemExit) as leaving:
         health_check.main(arguments)
@@ -380,7 +381,8 @@ def test_missing_and_wrong_credentials_are_told_apart_from_a_dead_service(fake, 
     secret.chmod(0o600)
     server = fake(healthy(metrics=answer(b"", 401), readyz=answer({"status": "pass"})))
     checks = check(server.url)[1]
-    assert checks["metrics"][1:] == ("credentials", "GET /metrics at 127.0.0.1 port %d: 401 Whatever: it wants --credentials" % server.port)
+    place = "GET /metrics at 127.0.0.1 port %d" % server.port
+    assert checks["metrics"][1:] == ("credentials", place + ": 401 Whatever: it wants --credentials")
     assert checks["database"][:2] == ("unknown", "credentials")
     assert checks["log"] == ("unknown", None, "/metrics does not tell")
     assert check(server.url, "--credentials", str(secret))[1]["metrics"][2].endswith("wrong user or password")
@@ -396,7 +398,8 @@ def certificate(tmp_path_factory):
 
     def openssl(*words):
         subprocess.run(("openssl",) + words, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    openssl("req", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", request, "-subj", "/CN=localhost", "-config", str(names))
+    openssl("req", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", request, "-subj", "/CN=localhost",
+            "-config", str(names))
 
     def make(days):
         file = str(folder / ("%d.pem" % days))
@@ -451,7 +454,7 @@ def test_an_unanswered_tls_handshake_is_silence(check):
     b"<html>", b"[]", b"{", b"\xff", b"[" * 200000, json.dumps(metrics())[:-1].encode(),
     json.dumps(metrics(shipments__total=float("nan"))).encode(), json.dumps(metrics()).replace("3600.5", "1e999").encode(),
     json.dumps(metrics(shipments__total=True)).encode(), json.dumps(metrics(daily=None)).encode(),
-    json.dumps(metrics(logging={})).encode(), b" " * (health_check.BODY_LIMIT + 1)])
+    json.dumps(metrics(logging={})).encode(), b"[" + b"9" * 10 ** 6 + b"]", b" " * (health_check.BODY_LIMIT + 1)])
 def test_an_answer_that_is_not_the_whole_well_formed_document_is_malformed(fake, check, body):
     assert verdict(check, fake(healthy(metrics=answer(body))), "metrics") == ("failing", "malformed")
 
