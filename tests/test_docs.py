@@ -1,0 +1,297 @@
+"""The pages under docs/ and the program agree: fields, settings, reasons, exit codes, links, file names, the picture.
+
+The pages list their facts in tables, with the names in backticks in the first column; the first word of the header says what they are.
+"""
+
+import collections
+import inspect
+import os
+import re
+import sqlite3
+import subprocess
+import sys
+import xml.etree.ElementTree
+from pathlib import Path
+
+import pytest
+
+import health_check
+import metrics_service
+import supervision
+from conftest import ROOT, Service, make_database
+
+METRICS = ROOT / "docs" / "metrics.md"
+CONFIGURATION = ROOT / "docs" / "configuration.md"
+ARCHITECTURE = ROOT / "docs" / "architecture"
+RUNBOOK = ROOT / "docs" / "runbook.md"
+PAGES = sorted(ROOT.glob("README.md")) + sorted((ROOT / "docs").glob("**/*.md"))
+PROGRAMS = sorted(path.name for end in ("py", "sh", "sql") for path in ROOT.glob("*." + end))
+OWN_BLOCKS = ("service.", "database.", "requests.", "logging.")
+
+Row = collections.namedtuple("Row", "section header cells")     # section: the second-level heading above it
+Answer = collections.namedtuple("Answer", "section status document")
+
+
+def prose(page):
+    """The page without its code blocks, in which a comment looks like a heading."""
+    return re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+
+
+def rows(page, kind, section=None):
+    """The Rows of the tables whose header starts with this word."""
+    found, here, header = [], None, None
+    for line in prose(page).splitlines():
+        here = line[3:] if line.startswith("## ") else here
+        cells = [cell.strip() for cell in line.strip("|").split(" | ")] if line.startswith("|") else None
+        if not cells or line.startswith("|---"):
+            header = header if cells else None
+        elif not header:
+            header = [cell.strip() for cell in cells]
+        elif header[0] == kind and section in (None, here):
+            found.append(Row(here, header, cells))
+    return found
+
+
+def coded(cell):
+    """What stands in backticks, which do not reach over lines."""
+    return re.findall(r"`([^`\n]+)`", cell)
+
+
+def leaves(value, path=""):
+    """(path, value) of everything in a document that holds nothing itself; an empty list or object has none."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from leaves(inner, path + "." + name if path else name)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from leaves(inner, path + "[]")
+    else:
+        yield path, value
+
+
+def pattern(path):
+    """A documented path as a regular expression: <word> stands for any key."""
+    return "[^.]+".join(re.escape(part) for part in re.split(r"<\w+>", path)) + r"\Z"
+
+
+def matches(path, name):
+    return re.match(pattern(path), name) is not None
+
+
+def documented(answer):
+    """path -> Row of the fields that an answer may have."""
+    found = rows(METRICS, "field", answer.section)
+    if answer.section == "Problem documents":
+        blocks = [row for row in rows(METRICS, "field", "/metrics") if coded(row.cells[0])[0].startswith(OWN_BLOCKS)]
+        found = rows(METRICS, "member", answer.section) + blocks
+    return {path: row for row in found for path in coded(row.cells[0])}
+
+
+def collect(service):
+    """Answers of a service at this moment."""
+    for path, section in (("/metrics", "/metrics"), ("/metrics?history=2", "/metrics"), ("/livez", "/livez"), ("/readyz", "/readyz"),
+                          ("/nowhere", "Problem documents"), ("/metrics?history=0", "Problem documents")):
+        status, document = service.get(path)
+        yield Answer("Problem documents" if "title" in document else section, status, document)
+
+
+SHIPMENTS = [
+    {"reference": "1", "status": "delivered", "carrier": "Acme", "mode": "road", "created_at": "2026-01-01", "delivered_at": "2026-01-03",
+     "promised_at": "2026-01-02"},
+    {"reference": "2", "status": "exception", "exception_reason": "customs", "promised_at": "2026-01-02"},
+    {"reference": "3", "status": "exception"},
+]
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory):
+    """Answers of every kind: fresh, with and without rows, stale, unavailable."""
+    found = []
+    for number, shipments in enumerate([SHIPMENTS, []]):
+        folder = tmp_path_factory.mktemp("docs")
+        database = make_database(folder / "shipments.db", shipments)
+        service = Service(folder, database, query_timeout=0.1, **({"log_file": folder / "log"} if number else {}))
+        writer = sqlite3.connect(str(database), isolation_level=None)
+        if number:
+            writer.execute("BEGIN EXCLUSIVE")     # the first answers are then of a service that never saw its database
+        try:
+            service.start()
+            found += collect(service)
+            writer.execute("COMMIT" if number else "BEGIN EXCLUSIVE")
+            found += collect(service)
+            database.rename(folder / "moved.db")
+            found += collect(service)
+        finally:
+            writer.close()
+            service.end()
+    return found
+
+
+def test_the_answers_are_of_every_kind(answers):
+    metrics = [answer.document for answer in answers if answer.section == "/metrics"]
+    assert {bool(document["stale"]) for document in metrics} == {True, False}
+    assert {answer.status for answer in answers} == {200, 400, 404, 503}
+    assert {answer.document["status"] for answer in answers if answer.section == "/readyz"} == {"pass", "warn", "fail"}
+
+
+def test_every_field_of_an_answer_is_documented(answers):
+    missing = {(answer.section, name) for answer in answers for name, _ in leaves(answer.document)
+               if not any(matches(path, name) for path in documented(answer))}
+    assert missing == set()
+
+
+def test_every_documented_field_is_in_an_answer(answers):
+    seen = {(answer.section, path) for answer in answers for path in documented(answer)
+            for name, _ in leaves(answer.document) if matches(path, name)}
+    wanted = {(row.section, path) for kind in ("field", "member") for row in rows(METRICS, kind) for path in coded(row.cells[0])}
+    objects = {("/metrics", "stale")}   # null in most answers, and an object in the others
+    assert wanted - seen - objects == set()
+
+
+def test_a_field_is_documented_as_null_exactly_where_it_can_be(answers):
+    null, nullable = set(), set()
+    for answer in answers:
+        for path, row in documented(answer).items():
+            null.update(path for name, value in leaves(answer.document) if value is None and matches(path, name))
+            nullable.update([path] if row.cells[3] != "never" else [])
+    assert null == nullable
+
+
+UNITS = {
+    "time": r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", "date": r"\d{4}-\d\d-\d\d", "hour": r"\d{4}-\d\d-\d\dT\d\d", "word": r"[a-z_]+",
+    "hex": r"[0-9a-f]{32}", "path": r"[\w/.#-]+", "text": r".+", "0 to 1": r"0\.\d+|1\.0", "seconds": r"-?\d+(\.\d+)?|\d+e-\d+",
+    "true or false": "True|False",
+}   # any other unit is counted
+
+
+def test_every_value_has_its_documented_unit(answers):
+    for answer in answers:
+        for path, row in documented(answer).items():
+            values = [value for name, value in leaves(answer.document) if matches(path, name) and value is not None]
+            for value in values:
+                assert re.match("(%s)\\Z" % UNITS.get(row.cells[1], r"\d+"), str(value)), (path, row.cells[1], value)
+
+
+def test_a_problem_of_the_request_has_the_first_four_members(answers):
+    members = [coded(row.cells[0])[0] for row in rows(METRICS, "member")]
+    found = [answer.document for answer in answers if answer.status in (400, 404)]
+    assert found and all(list(document) == members[:4] for document in found)
+
+
+def reasons():
+    """Every reason word that metrics_service.py gives to the database, to the log or to itself."""
+    source = inspect.getsource(metrics_service)
+    literal = re.findall(r'(?:Trouble\(|\breason=)"(\w+)"', source)
+    for function in (metrics_service.damage, metrics_service.obstacle):
+        literal += re.findall(r'return "(\w+)", ', inspect.getsource(function))
+    return set(literal) | {reason for _, reason in metrics_service.MESSAGES} | set(metrics_service.ERRNO_REASONS.values())
+
+
+def test_the_list_of_reasons_is_closed():
+    assert {coded(row.cells[0])[0] for row in rows(METRICS, "reason")} == reasons()
+
+
+@pytest.mark.skipif(not RUNBOOK.exists(), reason="there is no runbook")
+def test_the_runbook_has_a_section_for_every_reason():
+    assert {coded(row.cells[0])[0] for row in rows(METRICS, "reason")} - anchors(RUNBOOK) == set()
+
+
+def settings_rows(section):
+    return {coded(row.cells[0])[0]: row.cells for row in rows(CONFIGURATION, "variable", section)}
+
+
+def test_every_setting_of_the_service_is_documented_and_nothing_else():
+    assert list(settings_rows("The service")) == list(metrics_service.VARIABLES)
+
+
+@pytest.mark.parametrize("name", metrics_service.VARIABLES)
+def test_a_setting_has_its_documented_default(name):
+    setting, cell = metrics_service.VARIABLES[name], settings_rows("The service")[name][1]
+    if setting.default is None:
+        assert cell == ("required" if name == "METRICS_DB_PATH" else "unset")
+    elif name == "METRICS_PID_FILE":
+        assert os.path.join(str(ROOT), coded(cell)[0]) == setting.default
+    else:
+        assert setting.parse(coded(cell)[0], "/") == setting.default
+
+
+@pytest.mark.parametrize("name", metrics_service.VARIABLES)
+def test_a_setting_takes_its_documented_values_and_no_others(name):
+    setting, cell = metrics_service.VARIABLES[name], settings_rows("The service")[name][2]
+    for value in coded(cell):
+        setting.parse(value, "/")
+    for value in (["-1", str(int(coded(cell)[1]) + 1)] if " to " in cell else ["other"] if coded(cell) else []):
+        with pytest.raises(ValueError):
+            setting.parse(value, "/")
+
+
+def test_every_setting_of_the_check_is_documented_with_its_default_and_nothing_else():
+    found = {name: None if cells[1] == "unset" else coded(cells[1])[0] for name, cells in settings_rows("The check").items()}
+    assert found == {health_check.variable(option): option.default for option in health_check.OPTIONS}
+
+
+def test_the_check_takes_its_documented_words():
+    options = {health_check.variable(option): option for option in health_check.OPTIONS}
+    for name in ("METRICS_CHECK_FORMAT", "METRICS_CHECK_QUIET"):
+        for word in coded(settings_rows("The check")[name][2]):
+            options[name].kind(word)
+
+
+def test_the_example_env_file_is_accepted(tmp_path):
+    example = re.search(r"^```\n(# \S+/metrics\.env\n.*?)^```", CONFIGURATION.read_text(), re.DOTALL | re.MULTILINE).group(1)
+    (tmp_path / "metrics.env").write_text(example)
+    variables = supervision.read_env_file(str(tmp_path / "metrics.env"))
+    assert len(variables) == 3
+    given = {one.name: metrics_service.Given(one.value, "", "/") for one in variables}
+    assert metrics_service.load_settings(given)[1] == []
+
+
+COMMANDS = {"metrics_service.py": [sys.executable], "health_check.py": [sys.executable], "seed.py": [sys.executable],
+            "restart_service.sh": ["bash"]}
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_wrong_arguments_have_the_documented_exit_code(name):
+    codes = [int(row.cells[1]) for row in rows(CONFIGURATION, "command") if coded(row.cells[0]) == [name] and "wrong arguments" in row.cells[2]]
+    done = subprocess.run(COMMANDS[name] + [str(ROOT / name), "--bogus"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=20)
+    assert codes == [done.returncode]
+
+
+def anchors(page):
+    """The anchors of a page's headings, made as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
+    made = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    return made | set(re.findall(r'<a (?:id|name)="([^"]+)"', prose(page)))
+
+
+def links(page):
+    """The (target, anchor) pairs of a page's links into this folder."""
+    text = re.sub(r"`[^`\n]*`", "", prose(page))
+    targets = [target for target in re.findall(r"\]\(([^)\s]+)\)", text) if not re.match(r"[a-z]+:", target)]
+    return [target.partition("#")[::2] for target in targets]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_leads_somewhere(page):
+    for target, anchor in links(page):
+        file = page.parent / target if target else page
+        assert file.exists(), target
+        assert not anchor or anchor in anchors(file), "%s#%s" % (target, anchor)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_program_named_on_a_page_exists(page):
+    there = {file for _, folders, files in os.walk(str(ROOT)) for file in files}
+    named = {Path(name).name for code in coded(prose(page)) for name in re.findall(r"[\w./-]+\.(?:py|sh|sql)\b", code)}
+    assert {name for name in named - there if not Path(name).stem.isupper()} == set()     # FILE.sql stands for any
+
+
+def test_the_architecture_names_every_program():
+    assert {name for row in rows(ARCHITECTURE / "README.md", "file") for name in coded(row.cells[0])} == set(PROGRAMS)
+
+
+def test_the_picture_is_xml_that_names_only_programs_that_exist():
+    picture = xml.etree.ElementTree.parse(str(ARCHITECTURE / "diagram.svg"))
+    text = " ".join(element.text or "" for element in picture.iter())
+    named = set(re.findall(r"\b\w+\.(?:py|sh|sql)\b", text))
+    assert named and named <= set(PROGRAMS)
