@@ -72,7 +72,7 @@ SPINE = {
     (list,): "by_carrier by_mode daily",
 }
 
-# How far a request has come, and what it means to be no further when time is up.
+# How far a request has come: the reason and the meaning of being no further when time is up.
 LOOKUP = ("timeout", "the name look-up has no result")
 CONNECT = ("timeout", "the connection is not accepted")
 HANDSHAKE = ("silent", "it accepts the connection and does not answer the TLS handshake")
@@ -326,11 +326,12 @@ class Site:
         self.last = exchange
         return answer
 
-    def require(self, value, summary="not reachable"):
-        """The value that an earlier check has learnt; without it this one cannot tell."""
-        if value is None:
-            raise Trouble(UNKNOWN, None, summary)
-        return value
+
+def require(value, summary="not reachable"):
+    """The value that an earlier check has learnt; without it this one cannot tell."""
+    if value is None:
+        raise Trouble(UNKNOWN, None, summary)
+    return value
 
 
 def document_of(answer, path):
@@ -384,7 +385,7 @@ def read_figures(site):
 
 
 def check_metrics(site):
-    site.require(site.instance)
+    require(site.instance)
     figures = read_figures(site)
     if figures["service"]["instance"] != site.instance:     # restarted between the two requests
         site.instance, figures = identify(site), read_figures(site)
@@ -437,7 +438,7 @@ def disagreement(figures, clock):
 
 
 def check_database(site):
-    site.require(site.instance)
+    require(site.instance)
     status, entries = read_health(site)
     troubled = [entry for _, entry in entries if entry.get("status") != "pass"]
     if status is FAILING:
@@ -452,7 +453,7 @@ def check_database(site):
 
 
 def check_latency(site):
-    site.require(site.instance)
+    require(site.instance)
     path, seconds = max(site.seconds.items(), key=lambda request: request[1])
     limit = site.settings.max_latency
     if seconds > limit:
@@ -465,8 +466,8 @@ def check_fresh(site):
     limit = site.settings.max_age
     if limit is None:
         return None
-    database = site.require(site.figures, "no figures from /metrics")["database"]
-    age = site.require(database["newest_change_age_seconds"], "no change recorded")
+    database = require(site.figures, "no figures from /metrics")["database"]
+    age = require(database["newest_change_age_seconds"], "no change recorded")
     told = "the newest change is {:g} s old, limit {:g} s".format(age, limit)
     if age > limit:
         return Finding(FAILING, "frozen", told + ": has the writer stopped?")
@@ -524,7 +525,7 @@ def earliest(site, clock):
 
 def judge_report(site):
     """The finding on what the service itself tells of its log."""
-    log = site.require(site.logging, "/metrics does not tell")["logging"]
+    log = require(site.logging, "/metrics does not tell")["logging"]
     since, count = earliest(site, site.clock), log["errors_total"]
     last, recovery = (log["last_error_at"] or "").rstrip("Z"), (log["last_recovery_at"] or "").rstrip("Z")
     if last < since:

@@ -16,7 +16,7 @@ import time
 import pytest
 
 import health_check
-from conftest import ROOT, make_database
+from conftest import ROOT, make_database, wait_for
 
 INSTANCE = "17cd4c16867b41eea00119330148b8fd"
 
@@ -527,9 +527,9 @@ def test_a_slow_request_fails_the_latency_alone(fake, check):
     answers = healthy()
 
     def late(connection):
-        time.sleep(0.06)
+        time.sleep(0.3)
         connection.sendall(answers["metrics"])
-    code, checks = check(fake(healthy(metrics=late)).url, "--max-latency", "0.05")
+    code, checks = check(fake(healthy(metrics=late)).url, "--max-latency", "0.25")
     assert [name for name, found in checks.items() if found[0] != "ok"] == ["latency"]
     assert (code, checks["latency"][1]) == (1, "too_slow") and "/metrics" in checks["latency"][2]
 
@@ -677,6 +677,16 @@ def test_a_renamed_column_is_a_failure_of_the_database(launch, database, check, 
     checks = check(service.url, "--log-file", log)[1]
     assert {name: found[:2] for name, found in checks.items() if found[0] != "ok"} == {
         "metrics": ("failing", "schema_mismatch"), "database": ("failing", "schema_mismatch"), "log": ("failing", "log_errors")}
+
+
+def test_older_figures_served_during_a_long_write_are_a_warning(launch, database, check):
+    service = launch(database, query_timeout="0.2")
+    assert check(service.url)[0] == 0
+    writer = sqlite3.connect(str(database), isolation_level=None)
+    writer.execute("BEGIN EXCLUSIVE")
+    checks = wait_for(lambda: [one for one in [check(service.url)[1]] if one["metrics"][0] != "ok"], "the lock to be felt")[0]
+    writer.close()
+    assert (checks["metrics"][:2], checks["database"][:2]) == (("warning", "stale"), ("warning", "locked"))
 
 
 def test_a_missing_log_folder_is_told_as_the_services_fallback(launch, database, check, tmp_path):
