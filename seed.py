@@ -17,11 +17,10 @@ import calendar
 import codecs
 import collections
 import contextlib
-import csv
+import csv_mapping
 import datetime
 import fcntl
 import functools
-import json
 import math
 import os
 import pathlib
@@ -40,7 +39,6 @@ INTERRUPT_STEPS = 100000                # SQLite instructions between two looks 
 BULK_SHARE = 10                         # a load of at least a tenth of the table does without triggers
 RESERVED_BYTE = 0x40000000 + 1          # what a writer locks in the database file: RESERVED_BYTE in SQLite's os.h
 JOURNAL_MAGIC = bytes.fromhex("d9d505f920a163d7")  # a journal without it is void: sqlite.org/fileformat2.html, section 3
-REMEMBERED = 1 << 16                    # distinct cells whose parsed value is kept
 DRAW_ROWS = 10000                       # between two states of the progress bar
 
 HOUR, DAY = 3600, 86400                 # seconds
@@ -83,9 +81,9 @@ GROUP BY hour
 """
 ROLLUP_EXCEPTION = "SELECT reason, sum(sign) FROM facts WHERE sign = 1 AND reason IS NOT NULL GROUP BY reason"
 
-# An import: the file's rows are mapped into incoming, which has the constraints of shipments, and go from there into shipments.
-MAPPED = "SELECT line, {columns}, complaints() FROM mapping"
-STAGE = "INSERT INTO incoming (line, {columns}) VALUES (?, {values}) {conflict}"
+# What csv_mapping staged in incoming goes into shipments. CHANGES calls it excluded, as UPSERT does, so that one text of what
+# differs serves both; a new reference differs by its status.
+CHANGES = "SELECT count(*) FROM incoming AS excluded LEFT JOIN main.shipments USING (reference) WHERE {differs}"
 UPSERT = """
 INSERT INTO main.shipments ({columns}) SELECT {columns} FROM incoming WHERE true
 ON CONFLICT (reference) DO UPDATE SET {changes}, updated_at = excluded.updated_at WHERE {differs}
@@ -140,12 +138,12 @@ LANES = (
 )
 SHARES = tuple(lane.share for lane in LANES)
 ORIGINS = ("Rotterdam", "Hamburg", "Gdansk", "Antwerp", "Lyon", "Milan")
-DESTINATIONS = ("Amsterdam", "Berlin", "Brussels", "Copenhagen", "Madrid", "Munich", "Paris", "Prague", "Rome", "Vienna", "Warsaw")
+DESTINATIONS = ("Amsterdam", "Berlin", "Brussels", "Copenhagen", "Madrid", "Munich", "Paris", "Prague", "Rome", "Vienna")
 REASONS = ("address unknown", "customs hold", "damaged", "recipient absent", "vehicle breakdown", "weather")
 WEEKDAYS = (1.2, 1.15, 1.05, 1.05, 1.1, 0.5, 0.3)               # Monday first
 HOURS = (2, 1, 1, 1, 1, 2, 4, 7, 11, 14, 15, 14, 11, 12, 14, 15, 15, 13, 10, 8, 7, 6, 5, 3)
 
-# What may follow an open status in the simulation; what stands more often happens more often. A status that follows itself is a delay.
+# What may follow an open status in the simulation, likelier ones more often. A status that follows itself is a delay.
 FOLLOWING = {
     "pending": ("pre_transit",) * 11 + ("cancelled",),
     "pre_transit": ("in_transit",) * 11 + ("cancelled",),
@@ -155,18 +153,6 @@ FOLLOWING = {
     "attempted": ("delivered", "out_for_delivery", "available_for_pickup", "returned"),
     "exception": ("in_transit", "in_transit", "in_transit", "returned"),
 }
-
-# The parts of a date form, spelled as in strptime. Names of months and days are English whatever the locale.
-MONTHS = "january february march april may june july august september october november december".split()
-FORM_PARTS = {
-    "d": r"(?P<day>\d\d?)", "m": r"(?P<month>\d\d?)", "Y": r"(?P<year>\d{4})", "y": r"(?P<short_year>\d\d)",
-    "b": "(?P<month_name>%s)" % "|".join(name[:3] for name in MONTHS), "B": "(?P<month_name>%s)" % "|".join(MONTHS),
-    "a": "(?:mon|tue|wed|thu|fri|sat|sun)", "A": "(?:mon|tues|wednes|thurs|fri|satur|sun)day",
-    "H": r"(?P<hour>\d\d?)", "I": r"(?P<hour>\d\d?)", "p": "(?P<half>am|pm)", "M": r"(?P<minute>\d\d?)", "S": r"(?P<second>\d\d?)",
-    "f": r"\d{1,9}", "z": r"(?P<zone>z|[+-]\d\d:?\d\d)", "%": "%",
-}
-NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE | re.ASCII)
-QUOTED = re.compile(r"""'(?:[^']|'')*'|--[^\n]*|/\*.*?(?:\*/|\Z)|\[[^\]]*\]|`[^`]*`|"((?:[^"]|"")*)\"""", re.DOTALL)
 
 
 class Refused(Exception):
@@ -627,336 +613,51 @@ def live(args):
     return 0
 
 
-@functools.lru_cache(maxsize=None)
-def form_pattern(form):
-    """The regular expression for a form such as '%d-%b-%y'."""
-    def translated(token):
-        text = token.group()
-        return FORM_PARTS[text[1:]] if text[0] == "%" else r"\s+" if text.isspace() else re.escape(text)
-    try:
-        pattern = re.compile(re.sub(r"%.?|\s+|[^%\s]", translated, form), re.IGNORECASE | re.ASCII)
-    except (KeyError, re.error):        # the latter for a part given twice
-        raise Refused("cannot be read by the form %r: its parts are %s, each once" % (form, " ".join("%" + part for part in FORM_PARTS)))
-    if not all(any(name in pattern.groupindex for name in names)
-               for names in (("year", "short_year"), ("month", "month_name"), ("day",))):
-        raise Refused("cannot be read by the form %r: it lacks a day, a month or a year" % form)
-    return pattern
-
-
-def moment(parts):
-    """The date, or with an hour the UTC instant, of the parts of a form; ValueError where there is no such day or hour."""
-    short = int(parts.get("short_year") or 0)
-    year = int(parts.get("year") or (1900 if short > 68 else 2000) + short)
-    month = int(parts.get("month") or 0) or [name[:3] for name in MONTHS].index(parts["month_name"][:3].lower()) + 1
-    if "hour" not in parts:
-        return datetime.date(year, month, int(parts["day"])).isoformat()
-    hour = int(parts["hour"])
-    if parts.get("half"):
-        if not 1 <= hour <= 12:
-            raise ValueError("no such hour of a half day")
-        hour = hour % 12 + (12 if parts["half"].lower() == "pm" else 0)
-    at = datetime.datetime(year, month, int(parts["day"]), hour, int(parts.get("minute") or 0), int(parts.get("second") or 0))
-    zone = parts.get("zone") or "z"
-    if zone not in "zZ":
-        ahead = datetime.timedelta(hours=int(zone[1:3]), minutes=int(zone[-2:]))
-        at = at + ahead if zone[0] == "-" else at - ahead
-    return at.isoformat() + "Z"
-
-
-@functools.lru_cache(maxsize=REMEMBERED)
-def parsed(text, forms):
-    """The date or instant that the first fitting form reads in a text, or None."""
-    for form in forms:
-        match = form_pattern(form).fullmatch(text)
-        if match:
-            with contextlib.suppress(ValueError, OverflowError):    # 31 February fits a form and is no day
-                return moment(match.groupdict())
-    return None
-
-
-@functools.lru_cache(maxsize=REMEMBERED)
-def fitting(text, patterns):
-    """The first of the patterns, exact or a 'prefix*', that a text fits, or None."""
-    return next((each for each in patterns if text == each or each[-1:] == "*" and text.startswith(each[:-1])), None)
-
-
-@functools.lru_cache(maxsize=None)
-def paired(pairs):
-    return dict(zip(pairs[::2], pairs[1::2]))
-
-
-class Functions:
-    """What a mapping may call. NULL and '' give NULL.
-
-    A value that cannot be taken comes back as a complaint, so that the column where it ends up is known; complaints() hands over
-    those of the row at hand, which SQLite works out last because it stands last.
-    """
-
-    def __init__(self, db):
-        self.nulled = collections.Counter()                         # cells by the text of null_if that they fitted
-        self.pending = []
-        for name, arguments in ("parse_date", -1), ("number", 1), ("number", 2), ("null_if", -1), ("map_value", -1), ("complaints", 0):
-            db.create_function(name, arguments, getattr(self, name))
-
-    def refuse(self, value, why):
-        complaint = "%r %s" % (value, why)
-        self.pending.append((complaint, why))
-        return complaint
-
-    def parse_date(self, text, *forms):
-        if text in (None, ""):
-            return None
-        try:
-            return parsed(str(text).strip(), forms) or self.refuse(text, "is not a date in the form %s" % " or ".join(map(repr, forms)))
-        except Refused as error:
-            return self.refuse(text, str(error))
-
-    def number(self, text, mark="."):
-        if text in (None, "") or isinstance(text, (int, float)):
-            return None if text == "" else text
-        plain = text.strip() if mark == "." else text.strip().replace(".", "?").replace(mark, ".")
-        return float(plain) if NUMBER.fullmatch(plain) else self.refuse(text, "is not a number")
-
-    def null_if(self, text, *patterns):
-        found = None if text is None else fitting(str(text), patterns)
-        if found is None:
-            return text
-        self.nulled[found] += 1
-        return None
-
-    def map_value(self, text, *pairs):
-        if text in (None, ""):
-            return None
-        known = paired(pairs)
-        return known[text] if text in known else self.refuse(text, "has no counterpart in map_value")
-
-    def complaints(self):
-        handed, self.pending = self.pending, []
-        return json.dumps(handed) if handed else None
-
-
-class Report:
-    """The rows that were rejected: each told on stderr up to a limit, all counted by reason."""
-
-    def __init__(self, limit):
-        self.limit, self.told = limit, 0
-        self.reasons = collections.Counter()
-        self.rows = 0
-        self.skipped = collections.Counter()                        # what is left out without being at fault, by reason
-
-    def reject(self, path, line, faults):
-        """Rejects one row for (column, complaint, reason) faults."""
-        self.rows += 1
-        for column, complaint, reason in faults:
-            self.reasons["%s %s" % (column, reason)] += 1
-            self.told += 1
-            if self.told <= self.limit:
-                notice("%s line %s: %s: %s" % (path, line, column, complaint))
-            elif self.told == self.limit + 1:
-                notice("further rejected rows are only counted; --limit-reports tells more")
-
-
-def counted(counter):
-    return "; ".join("{:,} {}".format(count, what) for what, count in counter.most_common())
-
-
-def text_lines(file, path):
-    """The lines of an open text file; refuses what is no text in its encoding, with the place."""
-    number = 0
-    try:
-        for number, line in enumerate(file, 1):
-            if "\0" in line:
-                raise Refused("%s line %d: a NUL byte; the file may be UTF-16: try --encoding utf-16" % (path, number))
-            yield line
-    except UnicodeError as error:
-        ends = re.findall(b"\r\n|\r|\n", error.object[:error.start])
-        raise Refused("%s line %d, byte %d of the file: %r is not %s; name the file's own with --encoding, such as latin-1" % (
-            path, number + 1 + len(ends), file.buffer.tell() - len(error.object) + error.start + 1,
-            error.object[error.start:error.end], error.encoding))
-
-
-def records(path, encoding, delimiter, report):
-    """Yields (line, cells) of a CSV file: cells without the blanks around them, None where nothing is left.
-
-    A record may span lines, its line is the first. What csv cannot read is rejected, a wholly empty record is counted.
-    """
-    try:
-        codecs.lookup(encoding)
-    except LookupError:
-        raise Refused("%s is no encoding that Python knows; others are utf-8, latin-1, cp1252" % encoding)
-    with open(path, newline="", encoding=encoding) as file:
-        reader = csv.reader(text_lines(file, path), delimiter=delimiter, strict=True)
-        while True:
-            line = reader.line_num + 1
-            try:
-                cells = [cell.strip() or None for cell in next(reader)]
-            except StopIteration:
-                return
-            except csv.Error as error:
-                report.reject(path, line, [("record", str(error), str(error))])
-                continue
-            if any(cells):
-                yield line, cells
-            else:
-                report.skipped["wholly empty"] += 1
-
-
-def quoted(name):
-    return '"%s"' % name.replace('"', '""')
-
-
-def check_header(path, header):
-    """Refuses a header in which a column has no name or the name of another; case does not tell names apart."""
-    for place, name in enumerate(header, 1):
-        same = [str(other) for other, label in enumerate(header, 1) if (label or "").lower() == (name or "").lower()]
-        if name is None:
-            raise Refused("%s: the header has no name in column %s; name every column" % (path, ", ".join(same)))
-        if len(same) > 1:
-            raise Refused("%s: the header has %r in columns %s; rename all but one" % (path, name, ", ".join(same)))
-
-
-def whole(rows, width, path, report):
-    """The rows that have as many fields as the header, each led by its line."""
-    for line, cells in rows:
-        if len(cells) == width:
-            yield [line] + cells
-        else:
-            report.reject(path, line, [("record", "%d fields, the header has %d" % (len(cells), width), "has too few or too many fields")])
-
-
-def read_table(db, name, path, args, report):
-    """Reads a CSV file into a temporary table of text columns; returns its records. The rowid is the line."""
-    rows = records(path, args.encoding, args.delimiter, report)
-    _, header = next(rows, (0, None))
-    if header is None:
-        raise Refused("%s is empty: it has no header" % path)
-    check_header(path, header)
-    # A joined table has no line of its own, so that line means the one of csv; where the file has such a column, rowid is left.
-    line = ["line INTEGER PRIMARY KEY"] if name == "csv" and "line" not in map(str.lower, header) else []
-    columns = [quoted(column) for column in header]
-    db.execute("CREATE TEMP TABLE %s (%s)" % (quoted(name), ", ".join(line + [column + " TEXT" for column in columns])))
-    return db.executemany(
-        "INSERT INTO temp.%s (rowid, %s) VALUES (%s)" % (quoted(name), ", ".join(columns), ", ".join("?" * (len(columns) + 1))),
-        whole(rows, len(columns), path, report)).rowcount
-
-
-def requoted(token):
-    """A "name" as `name`, everything else as it is: SQLite takes a "name" that does not exist for a text, a `name` never."""
-    name = token.group(1)
-    return token.group() if name is None else "`%s`" % name.replace('""', '"').replace("`", "``")
-
-
-def read_mapping(db, path):
-    """Makes the mapping a temporary view, which can only read; returns our columns that it names."""
-    try:
-        text = pathlib.Path(path).read_text(encoding="utf-8-sig")
-        db.execute("CREATE TEMP VIEW mapping AS " + QUOTED.sub(requoted, text))
-        named = [row[1].lower() for row in db.execute("PRAGMA temp.table_info(mapping)")]
-    except UnicodeDecodeError:
-        raise Refused("%s is not UTF-8: save it so" % path)
-    # Several statements are a Warning before Python 3.12, a ProgrammingError since.
-    except (sqlite3.OperationalError, sqlite3.ProgrammingError, sqlite3.Warning) as error:
-        raise Refused("%s: %s (a mapping is one SELECT; a column is written \"like this\", a text 'like this')" % (path, error))
-    ours = [column for column in Shipment._fields if column != "updated_at"]
-    unknown = [column for column in named if column not in ours + ["line"]]
-    if unknown:
-        raise Refused("%s: %s is no column that can be imported; these are line, %s" % (path, ", ".join(unknown), ", ".join(ours)))
-    for column in ("line", "reference", "status"):
-        if column not in named:
-            raise Refused("%s names no column %s, which every mapping needs" % (path, column))
-    return [column for column in named if column != "line"]
-
-
-def faults(columns, values, complaints):
-    """(column, complaint, reason) for each complaint about a row, by the column that it ended up in."""
-    for complaint, why in json.loads(complaints):
-        yield ", ".join(column for column, value in zip(columns, values) if value == complaint) or "an expression", complaint, why
-
-
-def culprits(db, columns, values):
-    """(column, complaint, reason) for each value that the table refuses by itself; SQLite's own message names no column of old."""
-    for column, value in zip(columns, values):
-        row = dict({"line": 0, "reference": "probe", "status": "pending"}, **{column: value})
-        try:
-            db.execute("INSERT INTO incoming (%s) VALUES (%s)" % (", ".join(row), ", ".join("?" * len(row))), list(row.values()))
-            db.execute("DELETE FROM incoming WHERE line = 0")
-        except sqlite3.IntegrityError as error:
-            if "UNIQUE" in str(error):
-                continue
-            why = "is missing" if value is None else "is not allowed by schema.sql"
-            yield column, "%r %s" % (value, why) if value is not None else why, why
-
-
-def duplicate(db, reference):
-    line, = db.execute("SELECT line FROM incoming WHERE reference = ?", (reference,)).fetchone()
-    return "reference", "%r stands already on line %s; --duplicates first or last takes one" % (reference, line), "stands already on an earlier line"
-
-
-def stage(db, columns, args, report):
-    """Maps the rows into the table incoming, which refuses what shipments would; returns how many it holds."""
-    db.execute(schema().shipments.replace("CREATE TABLE shipments (", "CREATE TEMP TABLE incoming (line, ", 1))
-    conflict = {"refuse": "", "first": "ON CONFLICT (reference) DO NOTHING", "last": "ON CONFLICT (reference) DO UPDATE SET "
-                + ", ".join("%s = excluded.%s" % (column, column) for column in ["line"] + columns)}[args.duplicates]
-    insert = STAGE.format(columns=", ".join(columns), values=", ".join("?" * len(columns)), conflict=conflict)
-    accepted = 0
-    for line, *values, complaints in db.execute(MAPPED.format(columns=", ".join(columns))):
-        if complaints:
-            report.reject(args.csv, line, faults(columns, values, complaints))
-            continue
-        try:
-            db.execute(insert, [line] + values)
-            accepted += 1
-        except sqlite3.IntegrityError:
-            report.reject(args.csv, line, list(culprits(db, columns, values)) or [duplicate(db, values[columns.index("reference")])])
-    staged, = db.execute("SELECT count(*) FROM incoming").fetchone()
-    if accepted > staged:
-        report.skipped["repeated, the %s kept" % args.duplicates] = accepted - staged
-    return staged
-
-
-def upsert(db, columns, rows):
+def upsert(db, columns):
     """Takes the staged rows into shipments; returns how many were new and how many changed one."""
     others = [column for column in columns if column != "reference"]
-    statement = UPSERT.format(
-        columns=", ".join(columns), changes=", ".join("{0} = excluded.{0}".format(column) for column in others),
-        differs=" OR ".join("shipments.{0} IS NOT excluded.{0}".format(column) for column in others))
-    with load(db, rows):
+    parts = {
+        "columns": ", ".join(columns),
+        "changes": ", ".join("{0} = excluded.{0}".format(column) for column in others),
+        "differs": " OR ".join("shipments.{0} IS NOT excluded.{0}".format(column) for column in others),
+    }
+    changes, = db.execute(CHANGES.format(**parts)).fetchone()
+    if not changes:
+        return 0, 0
+    with load(db, changes):
         last, = db.execute(SIZE).fetchone()
-        touched = db.execute(statement).rowcount
+        touched = db.execute(UPSERT.format(**parts)).rowcount
         stored, = db.execute(STORED, (last,)).fetchone()
     return stored, touched - stored
 
 
-def summary(read, stored, updated, staged, report, nulled, seconds):
+def summary(staged, stored, updated, report):
     """The lines that an import ends with."""
-    yield "{:,} read, {:,} stored, {:,} updated, {:,} unchanged in {:.1f} seconds".format(
-        read, stored, updated, staged - stored - updated, seconds)
+    counted = csv_mapping.counted
+    yield "{:,} read, {:,} stored, {:,} updated, {:,} unchanged".format(
+        staged.read, stored, updated, staged.rows - stored - updated)
     if report.skipped:
         yield "skipped: " + counted(report.skipped)
     if report.rows:
         yield "rejected: {:,} rows: {}".format(report.rows, counted(report.reasons))
-    if nulled:
-        yield "made NULL: " + counted(nulled)
+    if staged.nulled:
+        yield "made NULL: " + counted(staged.nulled)
 
 
 def import_csv(args):
     started = time.monotonic()
-    report = Report(args.limit_reports)
+    report = csv_mapping.Report(args.limit_reports)
+    importable = [column for column in Shipment._fields if column != "updated_at"]
     with target(args.db) as db:
-        functions = Functions(db)
         with transaction(db, "BEGIN"):  # of the temporary tables: nobody is locked out yet
-            whole_rows = read_table(db, "csv", args.csv, args, report)
-            read = whole_rows + report.rows + sum(report.skipped.values())
-            for name, path in args.table:
-                read_table(db, name, path, args, report)
-            columns = read_mapping(db, args.mapping)
-            staged = stage(db, columns, args, report)
+            staged = csv_mapping.stage(db, schema().shipments, importable, args, report)
         if report.rows and not args.skip_bad:
-            raise Refused("nothing was imported: {:,} rows rejected ({}); mend the file or the mapping, or leave them out by --skip-bad"
-                          .format(report.rows, counted(report.reasons)))
-        stored, updated = upsert(db, columns, staged)
-    for line in summary(read, stored, updated, staged, report, functions.nulled, time.monotonic() - started):
+            raise Refused("nothing was imported: %d rows rejected (%s); mend the file or the mapping, or pass --skip-bad"
+                          % (report.rows, csv_mapping.counted(report.reasons)))
+        stored, updated = upsert(db, staged.columns)
+    for line in summary(staged, stored, updated, report):
         print(line)
+    print("in %.1f seconds" % (time.monotonic() - started))
     return 1 if report.rows else 0
 
 
@@ -972,11 +673,19 @@ def bounded(kind, low, high):
 
 
 def instant(text):
-    """An argparse type: seconds since 1970 of a UTC date or instant."""
-    found = parsed(text, ("%Y-%m-%d", "%Y-%m-%dT%H:%M:%S%z"))
-    if found is None:
+    """An argparse type: the seconds since 1970 of a UTC date or instant."""
+    try:
+        return calendar.timegm(time.strptime((text + "T00:00:00Z")[:20], "%Y-%m-%dT%H:%M:%SZ"))
+    except ValueError:
         raise argparse.ArgumentTypeError("%r is neither YYYY-MM-DD nor YYYY-MM-DDTHH:MM:SSZ" % text)
-    return calendar.timegm(time.strptime((found + "T00:00:00Z")[:19], "%Y-%m-%dT%H:%M:%S"))
+
+
+def encoding(text):
+    """An argparse type: an encoding that Python knows."""
+    try:
+        return codecs.lookup(text).name
+    except LookupError:
+        raise argparse.ArgumentTypeError("%r is no known encoding; some are utf-8, latin-1, cp1252, utf-16" % text)
 
 
 def separator(text):
@@ -990,7 +699,8 @@ def separator(text):
 def joined(text):
     """An argparse type: NAME=FILE."""
     name, _, path = text.partition("=")
-    if not re.fullmatch("[A-Za-z]\\w*", name) or not path or name.lower() in schema().objects | {"csv", "incoming", "mapping", "tally"}:
+    taken = schema().objects | csv_mapping.RESERVED
+    if not re.fullmatch("[A-Za-z]\\w*", name) or not path or name.lower() in taken:
         raise argparse.ArgumentTypeError("%r is not NAME=FILE with a name of letters and digits that is not taken" % text)
     return name, path
 
@@ -1009,10 +719,12 @@ def parse(argv):
     add("--append", action="store_true", help="add synthetic shipments to those there")
     add("--csv", metavar="FILE", help="import this file")
     add("--mapping", metavar="FILE.sql", help="the SELECT that names its columns as ours")
-    add("--encoding", metavar="E", default="utf-8-sig", help="of the file (default utf-8-sig: UTF-8, with or without a mark)")
+    add("--encoding", metavar="E", type=encoding, default="utf-8-sig",
+        help="of the files (default utf-8-sig: UTF-8, with or without a mark)")
     add("--delimiter", metavar="D", type=separator, default=",", help="one character or tab (default a comma)")
     add("--table", metavar="NAME=FILE", type=joined, action="append", default=[], help="a second file for the mapping to join")
-    add("--duplicates", choices=("refuse", "first", "last"), default="refuse", help="of rows with the same reference (default refuse)")
+    add("--duplicates", choices=tuple(csv_mapping.ON_DUPLICATE), default="refuse",
+        help="which of the rows with one reference to take (default refuse)")
     add("--skip-bad", action="store_true", help="import the other rows where some are rejected")
     add("--limit-reports", metavar="N", type=bounded(int, 0, MAX_ROWS), default=20, help="rows told one by one (default 20)")
     add("--rate", metavar="PER_SECOND", type=bounded(float, 0.01, 10000), default=2.0, help="changes of --live (default 2)")
@@ -1026,7 +738,8 @@ def parse(argv):
 
 def command(args):
     """The function that does what the arguments ask for."""
-    return live if args.live else verify if args.verify else rebuild_all if args.rebuild else import_csv if args.csv else synthesize
+    asked = ((args.live, live), (args.verify, verify), (args.rebuild, rebuild_all), (args.csv, import_csv), (True, synthesize))
+    return next(function for wanted, function in asked if wanted)
 
 
 def explained(error, path):
@@ -1049,7 +762,7 @@ def main(argv=None):
     try:
         with catching_stops():
             return command(args)(args)
-    except Refused as error:
+    except (Refused, csv_mapping.MappingError) as error:
         notice(str(error))
     except sqlite3.Error as error:
         if caught:                      # SQLite's own word is then "interrupted"
