@@ -51,6 +51,7 @@ FOLDER = os.path.dirname(os.path.abspath(__file__))
 
 EX_CONFIG = 78          # sysexits.h: something is wrong that only a person can mend
 FUTURE_LIMIT = 1000     # changes dated in the future are counted up to here; more costs and tells nothing
+LOCK_POLL = 0.001       # s between two tries of a lock
 BRIEF_WAIT = 0.25       # s to wait for a lock that was there a moment ago; only the first wait is worth the whole timeout
 PROGRESS_STEPS = 10000  # SQLite instructions between two looks at the deadline, well under a millisecond
 STOP_POLL = 0.1         # s in which the accept loop notices a stop
@@ -557,9 +558,8 @@ class Store:
         self.deadline = started + self.timeout
         try:
             self.reopen()
-            self.connection.execute("PRAGMA busy_timeout = %d" % (patience * 1000))
-            with self.transaction():
-                self.read(int(self.clock()))
+            with self.transaction(started + patience) as data_version:
+                self.read(int(self.clock()), data_version)
         except sqlite3.Error as error:
             if not ("is locked" in str(error) or "interrupted" in str(error)):
                 self.close()
@@ -574,6 +574,8 @@ class Store:
         if not stat.S_ISREG(status.st_mode):  # SQLite calls a folder an I/O error, and would wait for ever for a FIFO's writer
             raise Trouble("not_a_file", "database %s: it is a folder or a device, not a file" % self.path)
         inode, self.size = file_identity(status), status.st_size
+        if not self.size:  # SQLite takes it for a database without tables
+            raise Trouble("truncated", "database %s: the file is empty (0 bytes)" % self.path)
         if self.connection and inode != self.inode:
             self.close()
             self.replaced += 1
@@ -581,7 +583,7 @@ class Store:
                   detail="another file bears the name now (inode %d, before %d); reading that one" % (inode[1], self.inode[1]))
         if not self.connection:
             uri = "file:%s?mode=ro" % urllib.parse.quote(self.path)
-            self.connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
+            self.connection = sqlite3.connect(uri, uri=True, timeout=0, isolation_level=None, check_same_thread=False)
             self.connection.set_progress_handler(lambda: time.monotonic() > self.deadline, PROGRESS_STEPS)
             self.inode, self.versions, self.data_version = inode, None, None
 
@@ -596,19 +598,28 @@ class Store:
         return Trouble(errno_reason(error), detail)
 
     @contextlib.contextmanager
-    def transaction(self):
+    def transaction(self, patience_end):
+        """A read transaction; gives PRAGMA data_version. Raises sqlite3.Error, "is locked" when the time is over."""
         self.connection.execute("BEGIN")
         try:
-            yield
+            yield self.take_lock(patience_end)
         finally:
             with contextlib.suppress(sqlite3.Error):  # after some errors SQLite has rolled back by itself
                 self.connection.execute("ROLLBACK")
 
-    def read(self, now):
+    def take_lock(self, patience_end):
+        """The first read, which takes the lock that readers share. A busy writer leaves gaps of about a millisecond between two
+        commits; SQLite's own busy handler, which sleeps up to 100 ms, misses them for seconds."""
+        while True:
+            try:
+                return self.one(DATA_VERSION)
+            except sqlite3.OperationalError as error:
+                if "is locked" not in str(error) or time.monotonic() >= patience_end:
+                    raise
+                time.sleep(LOCK_POLL)
+
+    def read(self, now, data_version):
         """The new figures, unless the second and the data are those of the last. The schema is compared whenever it moves."""
-        if not self.size:
-            raise Trouble("truncated", "database %s: the file is empty (0 bytes)" % self.path)
-        data_version = self.one(DATA_VERSION)
         versions = self.one(SCHEMA_VERSION), self.one(schema_check.VERSION)
         if versions != self.versions:
             self.compare()
