@@ -96,10 +96,11 @@ parse_arguments() {
   [[ $VERB != status ]] || FAILURE=4
 }
 
-# The interpreter is resolved once, since its name may be found on the caller's PATH only.
+# The interpreter is resolved once, since its name may be found on the caller's PATH only. By a bare name it does not know its
+# own path when no PATH was exported.
 find_python() {
   local name=$PYTHON
-  PYTHON=$("$name" -c 'import sys; sys.stdout.write(sys.executable); sys.exit(sys.version_info < (3, 6))') ||
+  PYTHON=$("$(type -P "$name")" -c 'import sys; sys.stdout.write(sys.executable); sys.exit(sys.version_info < (3, 6))' 2> /dev/null) ||
     die "'$name' is not a Python of 3.6 or newer; set PYTHON to one"
   SERVICE=("$PYTHON" "$HERE/metrics_service.py")
   SUPERVISE=("${CLEAN[@]}" "$PYTHON" "$HERE/supervision.py")
