@@ -4,6 +4,7 @@ The pages list their facts in tables, with the names in backticks in the first c
 """
 
 import collections
+import functools
 import inspect
 import os
 import re
@@ -78,12 +79,13 @@ def matches(path, name):
     return re.match(pattern(path), name) is not None
 
 
-def documented(answer):
-    """path -> Row of the fields that an answer may have."""
-    found = rows(METRICS, "field", answer.section)
-    if answer.section == "Problem documents":
+@functools.lru_cache(maxsize=None)
+def documented(section):
+    """path -> Row of the fields that an answer of this section may have."""
+    found = rows(METRICS, "field", section)
+    if section == "Problem documents":
         blocks = [row for row in rows(METRICS, "field", "/metrics") if coded(row.cells[0])[0].startswith(OWN_BLOCKS)]
-        found = rows(METRICS, "member", answer.section) + blocks
+        found = rows(METRICS, "member", section) + blocks
     return {path: row for row in found for path in coded(row.cells[0])}
 
 
@@ -136,12 +138,12 @@ def test_the_answers_are_of_every_kind(answers):
 
 def test_every_field_of_an_answer_is_documented(answers):
     missing = {(answer.section, name) for answer in answers for name, _ in leaves(answer.document)
-               if not any(matches(path, name) for path in documented(answer))}
+               if not any(matches(path, name) for path in documented(answer.section))}
     assert missing == set()
 
 
 def test_every_documented_field_is_in_an_answer(answers):
-    seen = {(answer.section, path) for answer in answers for path in documented(answer)
+    seen = {(answer.section, path) for answer in answers for path in documented(answer.section)
             for name, _ in leaves(answer.document) if matches(path, name)}
     wanted = {(row.section, path) for kind in ("field", "member") for row in rows(METRICS, kind) for path in coded(row.cells[0])}
     objects = {("/metrics", "stale")}   # null in most answers, and an object in the others
@@ -151,7 +153,7 @@ def test_every_documented_field_is_in_an_answer(answers):
 def test_a_field_is_documented_as_null_exactly_where_it_can_be(answers):
     null, nullable = set(), set()
     for answer in answers:
-        for path, row in documented(answer).items():
+        for path, row in documented(answer.section).items():
             null.update(path for name, value in leaves(answer.document) if value is None and matches(path, name))
             nullable.update([path] if row.cells[3] != "never" else [])
     assert null == nullable
@@ -166,7 +168,7 @@ UNITS = {
 
 def test_every_value_has_its_documented_unit(answers):
     for answer in answers:
-        for path, row in documented(answer).items():
+        for path, row in documented(answer.section).items():
             values = [value for name, value in leaves(answer.document) if matches(path, name) and value is not None]
             for value in values:
                 assert re.match("(%s)\\Z" % UNITS.get(row.cells[1], r"\d+"), str(value)), (path, row.cells[1], value)
