@@ -16,12 +16,12 @@ STATUSES = ("pending", "pre_transit", "in_transit", "out_for_delivery", "availab
             "delivered", "returned", "cancelled")
 AGE_BANDS = (("under_1_day", 1), ("1_to_3_days", 3), ("3_to_7_days", 7), ("over_7_days", None))  # overdue for up to n days
 
-Lane = collections.namedtuple("Lane", "name shipments open exception delivered on_time late late_seconds transits transit_seconds "
-                                      "negative")
+Lane = collections.namedtuple("Lane", "name shipments open exception delivered on_time late late_seconds "
+                                      "transits transit_seconds negative")
 Overdue = collections.namedtuple("Overdue", "carrier mode shipments under_1 under_3 under_7")
 Hour = collections.namedtuple("Hour", "hour created delivered on_time late")
-Figures = collections.namedtuple("Figures", "now bounds statuses carriers modes carrier_transit mode_transit overdue exceptions hours "
-                                            "newest_change future_changes schema_version")
+Figures = collections.namedtuple("Figures", "now bounds statuses carriers modes carrier_transit mode_transit overdue "
+                                            "exceptions hours newest_change future_changes schema_version")
 
 
 def instant(seconds):

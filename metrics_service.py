@@ -124,7 +124,7 @@ def number(kind, low, high):
 
     def parse(value, folder):
         if not re.match(pattern + r"\Z", value, re.ASCII) or not low <= kind(value) <= high:
-            raise ValueError("is not a %snumber from %s to %s" % ("whole " if kind is int else "", low, high))
+            raise ValueError("is not a %s from %s to %s" % ("whole number" if kind is int else "number", low, high))
         return kind(value)
     return parse
 
@@ -145,8 +145,8 @@ SETTINGS = (
     Setting("log_format", "text", choice("text", "json"), "text or json"),
     Setting("log_level", "info", choice("debug", "info", "warning", "error"), "debug, info, warning or error"),
     Setting("pid_file", os.path.join(FOLDER, NAME + ".pid"), file_path, "a file in a folder this user may write"),
-    Setting("query_timeout", 2.0, number(float, 0.1, 30), "seconds a query may take and a lock may hold it up, such as 2"),
-    Setting("stale_seconds", 60.0, number(float, 0, 3600), "seconds the last good figures are served while the database is locked"),
+    Setting("query_timeout", 2.0, number(float, 0.1, 30), "seconds a lock is waited for, and a query then may take, such as 2"),
+    Setting("stale_seconds", 60.0, number(float, 0, 3600), "seconds the last good figures are served while it is locked"),
     Setting("drain_seconds", 5.0, number(float, 0, 60), "seconds that requests in flight are waited for at a stop"),
 )
 VARIABLES = collections.OrderedDict(("METRICS_" + setting.field.upper(), setting) for setting in SETTINGS)
@@ -225,7 +225,7 @@ def event(level, name, **fields):
 
 
 def shown(value):
-    """A value as key=value shows it: bare, or a JSON string where it is empty, or a space, quote or control character is in it."""
+    """A value as key=value shows it: bare, or a JSON string where it is empty or holds a space, quote or control character."""
     value = str(value)
     return value if re.match(r"[^\s\"=\\\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+\Z", value) else json.dumps(value)
 
@@ -260,7 +260,8 @@ class Log(logging.Handler):
         super().__init__()
         self.path, self.line, self.threshold = path, LINES[form], logging.getLevelName(level.upper())
         self.descriptor = self.inode = None
-        self.reason, self.retry_at, self.torn = None, 0, False  # reason: why the file is not written; torn: it ends in half a line
+        self.reason, self.retry_at = None, 0  # why the file is not written to, None while it is
+        self.torn = False                     # the file ends in half a line
         self.errors, self.last_error, self.last_recovery, self.lost = 0, None, None, 0
 
     def emit(self, record):
@@ -311,7 +312,8 @@ class Log(logging.Handler):
                 if file_identity(os.stat(self.path)) == self.inode:
                     return
             self.close_file()
-        # Without O_NONBLOCK a FIFO that nobody reads would hang us; with O_NOFOLLOW root cannot be led elsewhere (CVE-2016-1247).
+        # Without O_NONBLOCK a FIFO that nobody reads would hang us; O_NOFOLLOW keeps root from being led elsewhere
+        # (CVE-2016-1247).
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
         self.descriptor = os.open(self.path, flags | (os.O_NOFOLLOW if os.geteuid() == 0 else 0), 0o640)
         self.inode = file_identity(os.fstat(self.descriptor))
@@ -363,7 +365,7 @@ def start_log(settings):
 # Reasons: what sqlite3 says is ambiguous, so the facts are looked at
 
 class Trouble(Exception):
-    """The shipment figures cannot be had: the reason as a word of the closed list, the detail as a sentence, the HTTP status."""
+    """The shipment figures cannot be had: a reason word of the closed list, the detail as a sentence, the HTTP status."""
 
     def __init__(self, reason, detail, status=503):
         super().__init__(detail)
@@ -432,12 +434,13 @@ def diagnose(error, path, waited):
     if reason == "locked":
         detail = "a writer holds the lock, %s; waited %.1f s" % (lock_holders(path), waited)
     elif reason == "timeout":
-        detail = "the query took longer than METRICS_QUERY_TIMEOUT, %.1f s" % waited
+        detail = "the query took longer than METRICS_QUERY_TIMEOUT allows; gave up after %.1f s" % waited
     elif reason in (None, "corrupt"):
         reason, detail = look(path, reason)
     else:
         detail = "see docs/runbook.md"
-    return Trouble(reason, "database %s: %s (sqlite3: %s)" % (path, detail, message), 500 if reason == "schema_mismatch" else 503)
+    status = 500 if reason == "schema_mismatch" else 503
+    return Trouble(reason, "database %s: %s (sqlite3: %s)" % (path, detail, message), status)
 
 
 # Figures: everything one snapshot holds, asked in one read transaction
@@ -494,14 +497,15 @@ class Store:
         self.wanted = schema_check.wanted_schema()
         self.lock = threading.Lock()
         self.connection = self.inode = self.size = self.deadline = None
-        self.versions = self.data_version = None   # schema_version and user_version of the findings; data_version of the snapshot
-        self.findings, self.last, self.good_at = [], None, None
-        self.trouble, self.failed_at, self.said = None, 0.0, None   # said: the (event, reason) of the last line in the log
+        self.versions, self.findings = None, []     # schema_version and user_version that the findings are about
+        self.data_version = self.last = self.good_at = None
+        self.trouble, self.failed_at = None, 0.0
+        self.said = None                            # (event, reason) of the last state logged, None for a good one
         self.queries, self.seconds, self.last_seconds, self.max_seconds = 0, 0.0, None, None
         self.failures, self.replaced = collections.Counter(), 0
 
     def snapshot(self):
-        """The Snapshot of this second. Raises Trouble, within the query timeout."""
+        """The Snapshot of this second. Raises Trouble: within the timeout for a lock, within another for the query."""
         arrived = time.monotonic()
         with self.lock:
             if not self.trouble or self.failed_at < arrived:  # else: who waited for a failing attempt shares its outcome
@@ -555,7 +559,6 @@ class Store:
     def refresh(self, started):
         """Brings self.last up to date. Raises Trouble."""
         patience = BRIEF_WAIT if self.trouble and self.trouble.reason == "locked" else self.timeout
-        self.deadline = started + self.timeout
         try:
             self.reopen()
             with self.transaction(started + patience) as data_version:
@@ -575,34 +578,50 @@ class Store:
             raise Trouble("not_a_file", "database %s: it is a folder or a device, not a file" % self.path)
         inode, self.size = file_identity(status), status.st_size
         if not self.size:  # SQLite takes it for a database without tables
+            self.close()
             raise Trouble("truncated", "database %s: the file is empty (0 bytes)" % self.path)
         if self.connection and inode != self.inode:
             self.close()
+            self.last = None  # figures of another file, which must not bridge a lock on this one
             self.replaced += 1
             event(logging.WARNING, "database_replaced", path=self.path,
                   detail="another file bears the name now (inode %d, before %d); reading that one" % (inode[1], self.inode[1]))
         if not self.connection:
-            uri = "file:%s?mode=ro" % urllib.parse.quote(self.path)
-            self.connection = sqlite3.connect(uri, uri=True, timeout=0, isolation_level=None, check_same_thread=False)
-            self.connection.set_progress_handler(lambda: time.monotonic() > self.deadline, PROGRESS_STEPS)
-            self.inode, self.versions, self.data_version = inode, None, None
+            self.open(inode)
+
+    def open(self, inode):
+        uri = "file:%s?mode=ro" % urllib.parse.quote(self.path)
+        self.connection = sqlite3.connect(uri, uri=True, timeout=0, isolation_level=None, check_same_thread=False)
+        self.connection.set_progress_handler(lambda: time.monotonic() > self.deadline, PROGRESS_STEPS)
+        self.inode, self.versions, self.data_version = inode, None, None
 
     def gone(self, error):
         """The Trouble of a path that has no file. The connection stays open: it may hold the last copy of the data."""
         detail = "database %s: %s" % (self.path, error.strerror)
-        for descriptor, name in supervision.open_files(os.getpid()) if self.connection else ():
-            if self.inode == file_identity(os.stat(descriptor)):
-                detail += ("; it was deleted, but is still open here: copy %s before any restart" % descriptor
-                           if name.endswith(" (deleted)") else "; it was moved to %s" % name)
-                break
+        descriptor, name = self.still_open() if self.connection else (None, "")
+        if name.endswith(" (deleted)"):
+            detail += "; it was deleted, but is still open here: copy %s before any restart" % descriptor
+        elif name:
+            detail += "; it was moved to %s" % name
         return Trouble(errno_reason(error), detail)
+
+    def still_open(self):
+        """(/proc path of the descriptor, name) that our connection has the file open by."""
+        for descriptor, name in supervision.open_files(os.getpid()):
+            with contextlib.suppress(OSError):  # another thread's, closed meanwhile
+                if file_identity(os.stat(descriptor)) == self.inode:
+                    return descriptor, name
+        return None, ""
 
     @contextlib.contextmanager
     def transaction(self, patience_end):
-        """A read transaction; gives PRAGMA data_version. Raises sqlite3.Error, "is locked" when the time is over."""
+        """A read transaction of limited time; gives PRAGMA data_version. Raises sqlite3.Error: "is locked" at patience's end."""
+        self.deadline = float("inf")
         self.connection.execute("BEGIN")
         try:
-            yield self.take_lock(patience_end)
+            data_version = self.take_lock(patience_end)
+            self.deadline = time.monotonic() + self.timeout
+            yield data_version
         finally:
             with contextlib.suppress(sqlite3.Error):  # after some errors SQLite has rolled back by itself
                 self.connection.execute("ROLLBACK")
@@ -735,16 +754,18 @@ class Service:
 
     def defect(self, error, **fields):
         stack = "".join(traceback.format_exception(type(error), error, error.__traceback__))
-        event(logging.ERROR, "request_failed", reason="defect", error="%s: %s" % (type(error).__name__, error), stack=stack, **fields)
+        words = "%s: %s" % (type(error).__name__, error)
+        event(logging.ERROR, "request_failed", reason="defect", error=words, stack=stack, **fields)
 
     def metrics(self, request):
         history = self.history(request.query)
         if history is None:
             return webserver.problem(400, "history must be a whole number of hours from 1 to %d" % exposition.HISTORY_HOURS)
         snapshot = self.store.snapshot()
-        if self.rendered[:2] != (snapshot, history) or snapshot.stale:
-            self.rendered = snapshot, history, webserver.json_answer(200, self.document(snapshot, history))
-        return self.rendered[2]
+        rendered = self.rendered  # once: another thread may set it meanwhile
+        if rendered[:2] != (snapshot, history) or snapshot.stale:
+            self.rendered = rendered = snapshot, history, webserver.json_answer(200, self.document(snapshot, history))
+        return rendered[2]
 
     def history(self, query):
         """Hours of history asked for, 0 where nobody asked, None where it makes no sense."""
@@ -757,7 +778,8 @@ class Service:
         return webserver.json_answer(200, {"service": NAME, "instance": self.instance})
 
     def readyz(self, request):
-        checks = {"database:shipments": self.database_entry(), "database:schema": self.schema_entry(), "log:target": self.log_entry()}
+        checks = {"database:shipments": self.database_entry(), "database:schema": self.schema_entry(),
+                  "log:target": self.log_entry()}
         states = {entry["status"] for (entry,) in checks.values()}
         status = next(state for state in ("fail", "warn", "pass") if state in states)
         document = {"status": status, "version": "1", "releaseId": VERSION, "serviceId": NAME, "instance": self.instance,
@@ -784,7 +806,8 @@ class Service:
         state = self.log.document()
         if not state["fallback"]:
             return health_entry("system", "pass")
-        return health_entry("system", "warn", state["reason"], "the log file %s cannot be written; logging to stdout" % state["path"])
+        output = "the log file %s cannot be written; logging to stdout" % state["path"]
+        return health_entry("system", "warn", state["reason"], output)
 
     def document(self, snapshot, history):
         figures, stale = snapshot
@@ -854,7 +877,8 @@ def check_store(store):
         store.snapshot()
     except Trouble as trouble:
         if trouble.reason in ("missing", "not_a_file") or not store.size:
-            yield Finding("error", "%s; set METRICS_DB_PATH to the shipments database, or make one: python3 seed.py FILE" % trouble.detail)
+            cure = "set METRICS_DB_PATH to the shipments database, or make one: python3 seed.py FILE"
+            yield Finding("error", "%s; %s" % (trouble.detail, cure))
         elif trouble.reason != "schema_mismatch":
             yield Finding("warning", "%s: %s; the service will start and not be ready" % (trouble.reason, trouble.detail))
     for grade, words in store.findings:
@@ -877,7 +901,8 @@ def writable(path):
 def check_files(settings):
     why = writable(settings.log_file) if settings.log_file else None
     if why:
-        yield Finding("warning", "METRICS_LOG_FILE %s cannot be written: %s; the service will log to stdout" % (settings.log_file, why))
+        yield Finding("warning", "METRICS_LOG_FILE %s cannot be written: %s; the service will log to stdout" % (
+            settings.log_file, why))
     why = "it is a symbolic link" if os.path.islink(settings.pid_file) else writable(settings.pid_file)
     if why:
         yield Finding("error", "METRICS_PID_FILE %s cannot be used: %s" % (settings.pid_file, why))
@@ -923,7 +948,8 @@ def open_store(settings):
     try:
         return Store(settings.db_path, settings.query_timeout, settings.stale_seconds)
     except (OSError, sqlite3.Error) as error:
-        raise Refused([Finding("error", "%s is missing or damaged (%s): copy the whole folder again" % (schema_check.SCHEMA_FILE, error))])
+        raise Refused([Finding("error", "%s is missing or damaged (%s): copy the whole folder again" % (
+            schema_check.SCHEMA_FILE, error))])
 
 
 def refuse_errors(findings):
@@ -1026,7 +1052,7 @@ def listen(settings, service):
 
 
 def serve(settings, log, store, signals, ready=lambda url: None):
-    """Listens, calls ready(url), serves until a signal, drains. The caller holds the PID file. Raises OSError as listen does."""
+    """Listens, calls ready(url), serves until a signal, drains. The caller holds the PID file. Raises OSError like listen."""
     service = Service(settings, log, store)
     server = listen(settings, service)
     service.in_flight = lambda: server.working.count
@@ -1065,7 +1091,8 @@ def live_traffic(database):
     """Keeps the database changing while the block runs."""
     command = [sys.executable, os.path.join(FOLDER, "seed.py"), database]
     subprocess.check_call(command + ["--rows", "20000"], stdout=subprocess.DEVNULL)
-    writer = subprocess.Popen(command + ["--live"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, preexec_fn=end_with_parent)
+    writer = subprocess.Popen(command + ["--live"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                              preexec_fn=end_with_parent)
     try:
         yield
     finally:
@@ -1090,7 +1117,8 @@ def command_demo(env_file):
 
 def parse_arguments(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--env-file", metavar="FILE", help="KEY=VALUE lines, as systemd reads them; they win over the environment")
+    parser.add_argument("--env-file", metavar="FILE",
+                        help="KEY=VALUE lines, as systemd reads them; they win over the environment")
     parser.add_argument("--version", action="version", version="%s %s" % (NAME, VERSION))
     mode = parser.add_mutually_exclusive_group()
     parser.set_defaults(command=command_serve)

@@ -1,14 +1,15 @@
 -- The shipments database, version 1: one table of shipments, and rollups that triggers keep exact.
 --
--- Every tool reads this file and nothing else: seed.py builds new databases from it, the service compares live databases with it.
--- Works from SQLite 3.26. Journal mode is the rollback journal: a reader without write permission can then read from the first minute.
+-- The one description of the schema: seed.py builds new databases from it, the service compares live databases with it.
+-- Works from SQLite 3.26. The journal is the rollback journal, so that a reader without write permission reads from the first
+-- minute.
 --
 -- Times are UTC text in one of two precisions, kept as given: a date 'YYYY-MM-DD' or an instant 'YYYY-MM-DDTHH:MM:SSZ'.
 -- Two times of different precision are compared as dates: what was promised for a day is kept until that day ends.
 -- An hour is the first 13 characters of an instant, 'YYYY-MM-DDTHH'.
 --
--- A CHECK passes on NULL as well as on true, hence IS and not = where an unreadable time would make NULL; '+0 days' makes SQLite
--- work a date out, so that 30 February is not taken as it stands.
+-- A CHECK passes on NULL as well as on true, hence IS and not = where an unreadable time would make NULL; '+0 days' makes
+-- SQLite work a date out, so that 30 February is not taken as it stands.
 
 PRAGMA user_version = 1;
 
@@ -27,13 +28,17 @@ CREATE TABLE shipments (
                    CHECK (status IN ('pending', 'pre_transit', 'in_transit', 'out_for_delivery', 'available_for_pickup',
                                      'attempted', 'exception', 'delivered', 'returned', 'cancelled')),
   created_at       TEXT                     -- the order exists
-                   CHECK (created_at IS strftime('%Y-%m-%dT%H:%M:%SZ', created_at, '+0 days') OR created_at IS date(created_at, '+0 days')),
+                   CHECK (created_at IS strftime('%Y-%m-%dT%H:%M:%SZ', created_at, '+0 days')
+                          OR created_at IS date(created_at, '+0 days')),
   shipped_at       TEXT                     -- the carrier has it
-                   CHECK (shipped_at IS strftime('%Y-%m-%dT%H:%M:%SZ', shipped_at, '+0 days') OR shipped_at IS date(shipped_at, '+0 days')),
+                   CHECK (shipped_at IS strftime('%Y-%m-%dT%H:%M:%SZ', shipped_at, '+0 days')
+                          OR shipped_at IS date(shipped_at, '+0 days')),
   promised_at      TEXT                     -- on time means delivered no later than this
-                   CHECK (promised_at IS strftime('%Y-%m-%dT%H:%M:%SZ', promised_at, '+0 days') OR promised_at IS date(promised_at, '+0 days')),
+                   CHECK (promised_at IS strftime('%Y-%m-%dT%H:%M:%SZ', promised_at, '+0 days')
+                          OR promised_at IS date(promised_at, '+0 days')),
   delivered_at     TEXT                     -- the customer has it
-                   CHECK (delivered_at IS strftime('%Y-%m-%dT%H:%M:%SZ', delivered_at, '+0 days') OR delivered_at IS date(delivered_at, '+0 days')),
+                   CHECK (delivered_at IS strftime('%Y-%m-%dT%H:%M:%SZ', delivered_at, '+0 days')
+                          OR delivered_at IS date(delivered_at, '+0 days')),
   weight_kg        REAL CHECK (weight_kg BETWEEN 0 AND 1e9),    -- the range also refuses text and infinity
   cost             REAL CHECK (cost BETWEEN -1e12 AND 1e12),    -- in currency; negative for a credit
   currency         TEXT CHECK (currency GLOB '[A-Z][A-Z][A-Z]'),  -- ISO 4217
@@ -133,10 +138,12 @@ FROM (
   SELECT
     *,
     CASE WHEN status = 'delivered' THEN
-      strftime('%s', substr(delivered_at, 1, length(promised_at))) - strftime('%s', substr(promised_at, 1, length(delivered_at)))
+      strftime('%s', substr(delivered_at, 1, length(promised_at)))
+      - strftime('%s', substr(promised_at, 1, length(delivered_at)))
     END AS lateness,
     CASE WHEN status = 'delivered' THEN
-      strftime('%s', substr(delivered_at, 1, length(started_at))) - strftime('%s', substr(started_at, 1, length(delivered_at)))
+      strftime('%s', substr(delivered_at, 1, length(started_at)))
+      - strftime('%s', substr(started_at, 1, length(delivered_at)))
     END AS transit
   FROM (
     SELECT id, 1 AS sign, coalesce(carrier, '') AS carrier, coalesce(mode, '') AS mode, status, created_at,

@@ -22,6 +22,7 @@ BACKLOG = 128           # connections the kernel keeps waiting; the stock 5 turn
 MAX_CONNECTIONS = 64    # threads at most; who comes after that is told 503 at once
 READ_TIMEOUT = 10       # s a connection may stay silent before it is closed
 METHODS = ("GET", "HEAD")
+FULL = b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 0\r\nRetry-After: 1\r\n\r\n"
 
 Request = collections.namedtuple("Request", "method path query headers")  # query: name -> list of values
 Response = collections.namedtuple("Response", "status content_type body headers")
@@ -156,7 +157,7 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
     def turn_away(self, request):
         request.settimeout(1)
         try:
-            request.sendall(b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 0\r\nRetry-After: 1\r\n\r\n")
+            request.sendall(FULL)
         except OSError:
             pass  # it left already
         self.observe("", 503, 0.0)
@@ -174,7 +175,7 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
             self.defect(error)
 
     def stop(self, seconds):
-        """Stops accepting, waits for the requests in flight; the number of those abandoned. From another thread than serve_forever."""
+        """Stops accepting and waits for the requests in flight; the number of those abandoned. Not from serve_forever's thread."""
         self.stopping = True
         self.shutdown()
         self.server_close()
