@@ -9,7 +9,8 @@
   log        errors of this run of the service: read from --log-file, or from what /metrics says of its log
 
 A check is ok, warning, failing or could not tell. Exit code 0: each check is ok or warning. Exit code 1: one is failing or could
-not tell, or the arguments are wrong. All ends within --timeout, however slowly anything answers, so runs from cron never pile up:
+not tell, or the arguments are wrong. All ends within --timeout, however slowly anything answers, so runs from cron never pile up.
+This one file is all that another host needs. For cron, which mails whatever is printed:
 
   */5 * * * * /opt/metrics/health_check.py --quiet --log-file /var/log/metrics.log
 """
@@ -295,7 +296,7 @@ class Site:
     def __init__(self, settings):
         self.settings = settings
         self.deadline = time.monotonic() + settings.timeout
-        self.seconds = {}           # path: what the slowest request for it took
+        self.requests = []          # (seconds it took, path), answered or not
         self.last = None            # the Exchange that was answered last
         self.clock = time.time()    # the service's own, by the Date of its last answer
         self.instance = None        # known once the service is reachable
@@ -319,7 +320,7 @@ class Site:
         except (OSError, http.client.HTTPException, ssl.CertificateError, UnicodeError) as error:
             raise exchange.explain(error)
         finally:
-            self.seconds[path] = max(self.seconds.get(path, 0), time.monotonic() - started)
+            self.requests.append((time.monotonic() - started, path))
         exchange.refuse(answer, statuses)
         date = email.utils.parsedate_tz(answer.date or "")
         self.clock = email.utils.mktime_tz(date) if date else time.time()
@@ -454,8 +455,7 @@ def check_database(site):
 
 def check_latency(site):
     require(site.instance)
-    path, seconds = max(site.seconds.items(), key=lambda request: request[1])
-    limit = site.settings.max_latency
+    limit, (seconds, path) = site.settings.max_latency, max(site.requests)
     if seconds > limit:
         return Finding(FAILING, "too_slow", "{:.3f} s for {}, limit {:g} s".format(seconds, path, limit))
     return Finding(OK, None, "{:.3f} s, limit {:g} s".format(seconds, limit))

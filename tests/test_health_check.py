@@ -257,10 +257,10 @@ def test_a_fault_of_the_check_itself_is_one_line_and_never_a_good_verdict(monkey
 def test_a_copy_alone_under_an_empty_environment_does_the_same(fake, tmp_path):
     copy = shutil.copy(str(ROOT / "health_check.py"), str(tmp_path))
     server = fake(healthy(metrics=problem("locked", "écrivain \x1b[31m actif")))
-    done = subprocess.run(["env", "-i", "LC_ALL=C", sys.executable, "-I", copy, "--url", server.url], stdout=subprocess.PIPE,
-                          stderr=subprocess.STDOUT, cwd="/")
+    done = subprocess.run(["env", "-i", "PYTHONIOENCODING=ascii", sys.executable, copy, "--url", server.url],
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd="/")
     assert done.returncode == 1
-    assert b"\x1b" not in done.stdout and b"metrics    locked: " in done.stdout and b"actif" in done.stdout
+    assert b"  failing  metrics    locked: \\xe9crivain  [31m actif  docs/runbook.md#locked\n" in done.stdout
 
 
 # What answers, and how
@@ -452,9 +452,10 @@ def test_an_unanswered_tls_handshake_is_silence(check):
 
 @pytest.mark.parametrize("body", [
     b"<html>", b"[]", b"{", b"\xff", b"[" * 200000, json.dumps(metrics())[:-1].encode(),
-    json.dumps(metrics(shipments__total=float("nan"))).encode(), json.dumps(metrics()).replace("3600.5", "1e999").encode(),
+    json.dumps(metrics(service__uptime_seconds=float("nan"))).encode(), json.dumps(metrics()).replace("3600.5", "1e999").encode(),
     json.dumps(metrics(shipments__total=True)).encode(), json.dumps(metrics(daily=None)).encode(),
-    json.dumps(metrics(logging={})).encode(), b"[" + b"9" * 10 ** 6 + b"]", b" " * (health_check.BODY_LIMIT + 1)])
+    json.dumps(metrics(logging={})).encode(), b"[" + b"9" * 10 ** 6 + b"]",
+    json.dumps(metrics()).encode() + b" " * health_check.BODY_LIMIT])
 def test_an_answer_that_is_not_the_whole_well_formed_document_is_malformed(fake, check, body):
     assert verdict(check, fake(healthy(metrics=answer(body))), "metrics") == ("failing", "malformed")
 
@@ -499,6 +500,12 @@ def test_figures_of_another_time_than_the_services_clock_are_inconsistent(fake, 
     assert verdict(check, server, "database") == ("failing", "inconsistent")
 
 
+def test_the_age_of_figures_that_are_said_to_be_stale_is_told_once(fake, check):
+    server = fake(healthy(metrics=answer(metrics(generated_at=moment(-300), stale={"reason": "locked", "age_seconds": 300}))))
+    checks = check(server.url)[1]
+    assert (checks["metrics"][:2], checks["database"][0]) == (("warning", "stale"), "ok")
+
+
 def test_a_clock_that_is_wrong_on_the_service_host_alone_does_not_matter(fake, check):
     date = "Date: Mon, 01 Jan 2024 00:01:00 GMT\r\n"
     answers = healthy(metrics=answer(metrics(generated_at="2024-01-01T00:00:59Z"), headers=date))
@@ -517,6 +524,11 @@ def test_a_warning_of_readyz_is_passed_on(fake, check):
     entry = {"status": "warn", "reason": "schema_mismatch", "output": "index shipments_due is missing"}
     code, checks = check(fake(healthy(readyz=readyz("warn", database__schema=entry))).url)
     assert (code, checks["database"]) == (0, ("warning", "schema_mismatch", "index shipments_due is missing"))
+
+
+def test_what_readyz_says_of_the_log_is_left_to_the_check_of_the_log(fake, check):
+    body = readyz("warn", log__target={"status": "warn", "reason": "denied", "output": "logs to stdout"})
+    assert verdict(check, fake(healthy(readyz=body)), "database") == ("ok", None)
 
 
 def test_readiness_can_fail_without_a_reason(fake, check):
