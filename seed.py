@@ -524,15 +524,16 @@ def synthesize(args):
 
 
 class Simulation:
-    """Shipments that come into being and move on, a change at a time, inside the caller's transaction."""
+    """Shipments that come into being and move on."""
 
-    def __init__(self, db, rng):
-        self.db, self.rng = db, rng
+    def __init__(self, db, path, rng):
+        self.db, self.path, self.rng = db, path, rng
+        self.identity = os.stat(path)
         # A hint, not a record: what another writer closed or a rollback took back is dropped when it is drawn.
         self.pool = [number for number, in db.execute(OPEN_IDS, (LIVE_POOL,))]
 
     def change(self, now):
-        """Makes one change."""
+        """Makes one change, inside the caller's transaction."""
         drawn = self.draw()
         if drawn is None or self.rng.random() < (0.5 if len(self.pool) < LIVE_FEW else 0.16):
             self.create(now)
@@ -562,51 +563,50 @@ class Simulation:
         self.db.execute(ADVANCE, {"id": number, "status": following, "reason": reason, "now": stamp(now)})
 
 
-def attempt(simulation, changes):
-    """Makes so many changes in one transaction; False if another process holds the lock."""
-    try:
-        with transaction(simulation.db):
-            for _ in range(changes):
-                simulation.change(int(time.time()))
-    except sqlite3.OperationalError as error:
-        if "locked" not in str(error):
-            raise
-        return False
-    return True
+    def check_identity(self):
+        """Refuses to go on where the path no longer names the file that was opened."""
+        try:
+            present = os.stat(self.path)
+        except FileNotFoundError:
+            raise Refused("%s has vanished: start again once it is back" % self.path)
+        if not os.path.samestat(present, self.identity):
+            raise Refused("%s has been replaced by another file: start again to write to that one" % self.path)
 
+    def attempt(self, changes):
+        """Makes so many changes in one transaction; False if another process holds the lock."""
+        self.check_identity()
+        try:
+            with transaction(self.db):
+                for _ in range(changes):
+                    self.change(int(time.time()))
+        except sqlite3.OperationalError as error:
+            self.check_identity()       # a file that moved is read-only to SQLite
+            if "locked" not in str(error):
+                raise
+            return False
+        return True
 
-def check_identity(path, former):
-    """Refuses to go on where the path no longer names the file that was opened."""
-    try:
-        present = os.stat(path)
-    except FileNotFoundError:
-        raise Refused("%s has vanished: start again once it is back" % path)
-    if not os.path.samestat(present, former):
-        raise Refused("%s has been replaced by another file: start again to write to that one" % path)
-
-
-def simulate(simulation, path, rate):
-    """Changes shipments at this rate until a stop signal, which the caller has blocked, is pending; returns the changes made."""
-    identity = os.stat(path)
-    made, waiting, due = 0, False, time.monotonic()
-    while signal.sigtimedwait(STOPS, max(0, due - time.monotonic())) is None:
-        check_identity(path, identity)
-        owed = min(LIVE_BATCH, 1 + int((time.monotonic() - due) * rate))
-        if attempt(simulation, owed):
-            made, waiting = made + owed, False
-            due = max(due + owed / rate, time.monotonic() - 1)  # what a lock held up for longer is not caught up on
-        elif not waiting:
-            waiting = True
-            notice("%s is locked by another process; trying again" % path)
-    return made
+    def run(self, rate):
+        """Makes so many changes a second until a stop signal, which the caller has blocked, is pending; returns their number."""
+        made, waiting, due = 0, False, time.monotonic()
+        while signal.sigtimedwait(STOPS, max(0, due - time.monotonic())) is None:
+            owed = min(LIVE_BATCH, 1 + int((time.monotonic() - due) * rate))
+            if self.attempt(owed):
+                made, waiting = made + owed, False
+                due = max(due + owed / rate, time.monotonic() - 1)  # what a lock held up for longer is not caught up on
+            elif not waiting:
+                waiting = True
+                notice("%s is locked by another process; trying again" % self.path)
+        return made
 
 
 def live(args):
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
     try:
         with existing(args.db, LIVE_BUSY_SECONDS) as db:
+            simulation = Simulation(db, args.db, random.Random(args.random_seed))
             print("changing shipments in %s, %g a second; Ctrl-C ends it" % (args.db, args.rate), flush=True)
-            made = simulate(Simulation(db, random.Random(args.random_seed)), args.db, args.rate)
+            made = simulation.run(args.rate)
         print("made %d changes" % made, flush=True)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
