@@ -92,7 +92,8 @@ parse_arguments() {
     esac
     shift
   done
-  [[ $TIMEOUT =~ ^[0-9]+(\.[0-9]+)?$ ]] || die "--timeout '$TIMEOUT' is not a number of seconds; write for example --timeout 30"
+  [[ $TIMEOUT =~ ^[0-9]+(\.[0-9]+)?$ ]] ||
+    die "--timeout '$TIMEOUT' is not a number of seconds; write for example --timeout 30"
   [[ $VERB != status ]] || FAILURE=4
 }
 
@@ -100,7 +101,8 @@ parse_arguments() {
 # own path when no PATH was exported.
 find_python() {
   local name=$PYTHON
-  PYTHON=$("$(type -P "$name")" -c 'import sys; sys.stdout.write(sys.executable); sys.exit(sys.version_info < (3, 6))' 2> /dev/null) ||
+  local program='import sys; sys.stdout.write(sys.executable); sys.exit(sys.version_info < (3, 6))'
+  PYTHON=$("$(type -P "$name")" -c "$program" 2> /dev/null) ||
     die "'$name' is not a Python of 3.6 or newer; set PYTHON to one"
   SERVICE=("$PYTHON" "$HERE/metrics_service.py")
   SUPERVISE=("${CLEAN[@]}" "$PYTHON" "$HERE/supervision.py")
@@ -122,7 +124,8 @@ ask_settings() {
   local text name value status=0
   text=$("${CLEAN[@]}" "${SERVICE[@]}" --settings 2> /dev/null) || status=$?
   if ((status != 0 && status != 78)); then
-    "${CLEAN[@]}" "${SERVICE[@]}" --settings > /dev/null || die "metrics_service.py could not say its settings; copy the whole folder again"
+    "${CLEAN[@]}" "${SERVICE[@]}" --settings > /dev/null ||
+      die "metrics_service.py could not say its settings; copy the whole folder again"
   fi
   while IFS='=' read -r name value; do
     case $name in
@@ -132,7 +135,8 @@ ask_settings() {
       METRICS_LOG_FILE) LOG_FILE=$value ;;
     esac
   done <<< "$text"
-  [[ $PID_FILE && $HOST && $PORT ]] || die "metrics_service.py --settings names no PID file, host or port; copy the whole folder again"
+  [[ $PID_FILE && $HOST && $PORT ]] ||
+    die "metrics_service.py --settings names no PID file, host or port; copy the whole folder again"
   [[ $status -eq 0 || ! -e $ENV_FILE ]] || DOUBTFUL=yes
   TARGET=(--pid-file "$PID_FILE" --host "$HOST" --port "$PORT" --timeout "$TIMEOUT")
 }
@@ -183,27 +187,31 @@ find_unit() {
 
 # Never stop a working service for one that cannot start.
 preflight() {
-  [[ -e $ENV_FILE ]] || die "$ENV_FILE is missing; create it with a line METRICS_DB_PATH=/path/to/shipments.db (deploy/ has an example), or name another with --env-file"
+  [[ -e $ENV_FILE ]] ||
+    die "$ENV_FILE is missing; create it with a line METRICS_DB_PATH=/path/to/shipments.db, or name another with --env-file"
   say "checking $ENV_FILE"
-  "${CLEAN[@]}" "${SERVICE[@]}" --check > /dev/null || die "metrics_service.py --check refuses the settings, so nothing was stopped or started"
+  "${CLEAN[@]}" "${SERVICE[@]}" --check > /dev/null ||
+    die "metrics_service.py --check refuses the settings, so nothing was stopped or started"
   supervise check || die "the service could not be started here, so nothing was stopped or started"
 }
 
 # A service restarted by another user would leave files behind that its own user cannot write.
 same_owner() {
   [[ $OWNER == "$EUID" ]] ||
-    die "pid $PID runs as uid $OWNER and was left alone; restart it as that user: setpriv --reuid=$OWNER --regid=GROUP --init-groups $HERE/restart_service.sh"
+    die "pid $PID runs as uid $OWNER and was left alone; restart it as that user, for example with su or setpriv"
 }
 
 start_instance() {
   local answer
   say "starting $HERE/metrics_service.py with $PYTHON"
-  answer=$(run "${SUPERVISE[@]}" start "${TARGET[@]}" --old "$INSTANCE" -- "${SERVICE[@]}") || give_up "the service was started, but is not ready"
+  answer=$(run "${SUPERVISE[@]}" start "${TARGET[@]}" --old "$INSTANCE" -- "${SERVICE[@]}") ||
+    give_up "the service was started, but is not ready"
   read -r URL INSTANCE <<< "$answer"
 }
 
 confirm_healthy() {
-  run "${CLEAN[@]}" "$PYTHON" "$HERE/health_check.py" --url "${URL:-http://$HOST:$PORT}" || give_up "the service answers, but health_check.py is not content"
+  run "${CLEAN[@]}" "$PYTHON" "$HERE/health_check.py" --url "${URL:-http://$HOST:$PORT}" ||
+    give_up "the service answers, but health_check.py is not content"
   [[ $DRY_RUN ]] || say "done: $URL answers, instance $INSTANCE"
 }
 
@@ -275,31 +283,30 @@ cmd_stop() {
   if ((FOUND == 0)); then
     find_unit
   elif [[ $DOUBTFUL ]]; then
-    die "nothing was found, but some settings of $ENV_FILE are invalid, so that it may run elsewhere; metrics_service.py --check names them"
+    die "nothing was found, but some settings of $ENV_FILE are invalid, so that it may run elsewhere; --check names them"
   else
     say "nothing is running"
   fi
-  if [[ $UNIT ]]; then
-    run "${SYSTEMCTL[@]}" stop "$UNIT" || give_up "systemctl could not stop $UNIT"
-  else
-    run "${SUPERVISE[@]}" stop "${TARGET[@]}" || give_up "the service could not be stopped"    # removes a stale PID file too
-  fi
+  [[ ! $UNIT ]] || run "${SYSTEMCTL[@]}" stop "$UNIT" || give_up "systemctl could not stop $UNIT"
+  run "${SUPERVISE[@]}" stop "${TARGET[@]}" || give_up "the service could not be stopped"    # removes a stale PID file too
   [[ $DRY_RUN ]] || ((FOUND != 0)) || say "stopped"
 }
 
 cmd_status() {
-  local answers=0 ready=ready
+  local since answers=0 ready=ready
   find_instance
   refuse_unproven
   if ((FOUND != 0)); then
-    [[ ! $DOUBTFUL ]] || die "nothing was found, but some settings of $ENV_FILE are invalid, so that it may run elsewhere"
+    [[ ! $DOUBTFUL ]] ||
+      die "nothing was found, but some settings of $ENV_FILE are invalid, so that it may run elsewhere"
     printf 'not running\n'
     exit "$FOUND"
   fi
   ask_instance 0 || answers=$?
   ((answers == 0)) || ready='not ready'
   ((answers == 0 || answers == 3)) || die "pid $PID, which $PROOF, does not answer"
-  printf 'running: pid %s since %s, %s, instance %s, %s\n' "$PID" "$(TZ=UTC printf '%(%Y-%m-%dT%H:%M:%SZ)T' "$STARTED")" "$URL" "$INSTANCE" "$ready"
+  since=$(TZ=UTC printf '%(%Y-%m-%dT%H:%M:%SZ)T' "$STARTED")
+  printf 'running: pid %s since %s, %s, instance %s, %s\n' "$PID" "$since" "$URL" "$INSTANCE" "$ready"
   printf 'proof: it %s\n' "$PROOF"
   if [[ -e $ENV_FILE && $(stat -L -c %Y -- "$ENV_FILE") -gt $STARTED ]]; then
     printf 'settings: %s was changed after the start; restart to load it\n' "$ENV_FILE"

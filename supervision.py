@@ -12,7 +12,7 @@ The commands serve restart_service.sh, which says --pid-file, --host and --port 
   find    print PID, UID, start (seconds since 1970) and proof of the instance;
           exit 0 found, 1 only a PID file found, 3 nothing found, 4 not proven: named, and left alone
   check   exit 0 when an instance could be started here: its files are usable, the port is free or the instance's own
-  stop    end the instance and wait until lock and port are free; exit 0 ended or nothing to end, 1 not
+  stop    end the instance and wait until its port is free; exit 0 ended or nothing to end, 1 not
   start   start a command detached, its output appended to PIDFILE.out, and await it; exit as await
   await   wait until the instance is ready and print URL and instance id;
           exit 0 ready, 1 ended or nobody listens, 3 it answers but is not ready, 4 it does not answer
@@ -20,6 +20,7 @@ The commands serve restart_service.sh, which says --pid-file, --host and --port 
 Bad arguments exit 2.
 """
 import argparse
+import contextlib
 import errno
 import fcntl
 import http.client
@@ -49,14 +50,14 @@ ANSWER_MAX = 65536              # bytes of an answer that are read
 FLOCK = "hhqqi0q"               # struct flock of fcntl(2) with 64-bit offsets: type, whence, start, length, pid, padding
 TCP_LISTEN = "0A"               # TCP_LISTEN of linux/tcp_states.h, as /proc/net/tcp prints it
 
-PYTHON = re.compile(r"(platform-)?(python|pypy)[0-9.]*[dmtu]*(-dbg)?")    # an interpreter's file name; platform-python is RHEL's own
-PYTHON_PAIRS = ("-W", "-X", "--check-hash-based-pycs")                     # interpreter options whose value is the next argument
+PYTHON = re.compile(r"(platform-)?(python|pypy)[0-9.]*[dmtu]*(-dbg)?")    # file name of an interpreter; platform- is RHEL's
+PYTHON_PAIRS = ("-W", "-X", "--check-hash-based-pycs")                     # its options whose value is the next argument
 PID = re.compile(rb"[1-9][0-9]{0,9}\n?")
 
 ENV_SKIPPED = re.compile(r"[ \t]*(?:[#;][^\n]*)?(?:\n|\Z)")
 ENV_NAME = re.compile(r"[ \t]*([A-Za-z_][A-Za-z0-9_]*)[ \t]*=[ \t]*")
 ENV_QUOTED = re.compile(r"""(?:'([^']*)'|"((?:[^"\\]|\\.)*)")[ \t]*""", re.DOTALL)
-ENV_BARE = re.compile(r"((?:[^\\ \t\n]|\\(?:.|\Z)|[ \t]+(?![ \t\n]|\Z))*)[ \t]*", re.DOTALL)   # up to the line's end, less trailing blanks
+ENV_BARE = re.compile(r"((?:[^\\ \t\n]|\\(?:.|\Z)|[ \t]+(?![ \t\n]|\Z))*)[ \t]*", re.DOTALL)   # less trailing blanks
 ENV_ESCAPE = re.compile(r"\\(.?)", re.DOTALL)
 
 Variable = namedtuple("Variable", "name value line")
@@ -88,6 +89,8 @@ class Held(Exception):
 class Failure(Exception):
     """What was asked for could not be done; the message says why, and who is in the way."""
 
+
+# Environment files
 
 def read_env_file(path):
     """Return the Variables of an EnvironmentFile= (systemd.exec(5)), in file order; of a name given twice the last counts.
@@ -159,6 +162,8 @@ def _double_quoted(escape):
     return "" if character == "\n" else character if character in '"\\`$' else escape.group(0)
 
 
+# What /proc tells of processes
+
 def process_stat(pid):
     """Return the ProcessStat of a process, None when there is none. A number with its start time is never reused."""
     try:
@@ -166,6 +171,8 @@ def process_stat(pid):
             fields = file.read().rpartition(b")")[2].split()    # the name before it may hold blanks and brackets
     except (FileNotFoundError, ProcessLookupError):
         return None
+    except PermissionError:     # hidepid=1 of proc(5)
+        return ProcessStat("?", None)
     return ProcessStat(fields[0].decode(), int(fields[19])) if fields else None
 
 
@@ -219,6 +226,8 @@ def open_files(pid):
             continue
 
 
+# Locks
+
 def lock_holder(path):
     """Return the PID that holds a POSIX lock on a file, None when nobody does or the file is missing.
 
@@ -227,7 +236,7 @@ def lock_holder(path):
     the process has on it. Raises OSError where the file cannot be read, or is a symbolic link.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)    # not waiting for a FIFO's writer
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)    # a FIFO would wait
     except FileNotFoundError:
         return None
     try:
@@ -381,6 +390,8 @@ def path_fault(path):
     return _open_fault(path, OSError(code, os.strerror(code))) if code else None
 
 
+# Sockets
+
 def listeners(host, port):
     """Return the Listeners that a server on this host and port would meet, one for each process that has the socket open.
 
@@ -429,6 +440,8 @@ def _socket_owners(inodes):
             owners.setdefault(inode, []).append(pid)
     return owners
 
+
+# Proof of identity
 
 def script_of(pid):
     """Return the path of the script that a process runs with Python, None when it runs none.
@@ -500,10 +513,11 @@ def _is_locked(pid, number):
 
 def _listens(pid, target):
     hidden = not os.access("/proc/{}/fd".format(pid), os.R_OK)
-    return any(listener.pid == pid or listener.pid is None and hidden for listener in _listeners(target))
+    return any(listener.pid == pid or listener.pid is None and hidden for listener in port_holders(target))
 
 
-def _listeners(target):
+def port_holders(target):
+    """Return the Listeners where the target is to listen."""
     try:
         return listeners(target.host, target.port)
     except OSError:         # METRICS_HOST does not resolve: then the port alone is looked at
@@ -512,16 +526,14 @@ def _listeners(target):
 
 def proof(pid, target):
     """Return in words what proves a process to be the instance, None when nothing does."""
-    locked_by = holder(target.pid_file)
-    if pid <= 1 or process_stat(pid) is None:
+    if pid <= 1:
         return None
-    script = script_of(pid)
+    locked_by, script = holder(target.pid_file), script_of(pid)
     if locked_by is not None:
         proven = pid == locked_by and script is not None and os.path.basename(script) == SCRIPT
         return "holds the lock of {}".format(target.pid_file) if proven else None
-    if script == SERVICE and all(claim.holds for claim in claims(pid, target)):
-        return "has " + ", ".join(claim.words for claim in claims(pid, target))
-    return None
+    found = claims(pid, target) if script == SERVICE else []
+    return "has " + ", ".join(claim.words for claim in found) if found and all(claim.holds for claim in found) else None
 
 
 def find(target):
@@ -594,57 +606,78 @@ def wait_until(look, seconds, enough=bool):
 
 
 def ended(instance):
-    """Whether the process is gone; a zombie, which only its parent can bury, and a reused number count as gone."""
+    """Tell whether the process is gone; a zombie, which only its parent can bury, and a reused number count as gone."""
     status = process_stat(instance.pid)
     return status is None or status.state in "ZX" or status.started != instance.started
 
 
-def send(instance, target, *numbers):
-    """Signal the instance and nobody else; raise Failure where the proof has ended or the kernel refuses.
+@contextlib.contextmanager
+def grip(instance, target):
+    """Give a function that signals the instance and nobody else; raise Failure where the proof has ended.
 
-    A pidfd stands for the process and not for its number, so that a proof made after opening it stays true while
-    the signals are sent. Before Linux 5.3 or Python 3.9 the gap between the proof and os.kill is some microseconds.
+    A pidfd stands for a process and not for its number: what is proven after opening it stays true. Before Linux 5.3 or
+    Python 3.9 the start time is compared right before each signal instead, which leaves a gap of some microseconds.
     """
-    descriptor = None
+    descriptor = _pidfd(instance.pid)
+
+    def send(number):
+        try:
+            if descriptor is not None:
+                signal.pidfd_send_signal(descriptor, number)
+            elif not ended(instance):
+                os.kill(instance.pid, number)
+        except ProcessLookupError:    # it ended by itself, which is what was wanted
+            pass
+        except PermissionError as error:
+            raise Failure("{} belongs to another user; run this as that user, or as root"
+                          .format(describe(instance.pid))) from error
+
     try:
-        if hasattr(os, "pidfd_open") and hasattr(signal, "pidfd_send_signal"):
-            try:
-                descriptor = os.pidfd_open(instance.pid)
-            except OSError as error:
-                if error.errno not in (errno.ENOSYS, errno.EPERM):    # an old kernel; a sandbox that forbids it
-                    raise
         if ended(instance) or not proof(instance.pid, target):
             raise Failure("pid {} is no longer proven to be this instance and was not signalled".format(instance.pid))
-        for number in numbers:
-            if descriptor is None:
-                os.kill(instance.pid, number)
-            else:
-                signal.pidfd_send_signal(descriptor, number)
-    except PermissionError as error:
-        raise Failure("{} belongs to another user; run this as that user, or as root".format(describe(instance.pid))) from error
-    except ProcessLookupError:    # it ended by itself, which is what was wanted
-        pass
+        yield send
     finally:
         if descriptor is not None:
             os.close(descriptor)
 
 
+def _pidfd(pid):
+    if not hasattr(os, "pidfd_open") or not hasattr(signal, "pidfd_send_signal"):
+        return None
+    try:
+        return os.pidfd_open(pid)
+    except OSError:         # an old kernel, a sandbox that forbids it, or gone, which the proof will tell
+        return None
+
+
+# Stop, start, and proof that it answers
+
 def say(words):
     print("supervision: " + words, file=sys.stderr, flush=True)
 
 
+def strangers(target, instance):
+    """Name the processes other than the instance that listen where it should."""
+    return ["port {} on {} is taken by {}; end it, or set another METRICS_PORT".format(
+                one.port, one.address, describe(one.pid) if one.pid else "a process that only root can name")
+            for one in (port_holders(target) if target.port else []) if one.pid is None or one.pid != (instance and instance.pid)]
+
+
 def end(instance, target, seconds):
-    """End the instance, by SIGKILL when SIGTERM has not ended it in time."""
+    """End the instance, by SIGKILL when SIGTERM has not ended it in time; then wait until no child of it holds its port."""
+    sockets = {one.inode for one in port_holders(target) if one.pid == instance.pid}
     say("stopping {}, which {}".format(describe(instance.pid), instance.proof))
-    send(instance, target, signal.SIGTERM, signal.SIGCONT)    # SIGCONT: a stopped process could not act on SIGTERM
-    if wait_until(lambda: ended(instance), seconds):
-        return
-    say("pid {} did not end within {:g} s of SIGTERM; killing it".format(instance.pid, seconds))
-    if not ended(instance):
-        send(instance, target, signal.SIGKILL)
-    if not wait_until(lambda: ended(instance), KILL_WAIT):
-        raise Failure("{} did not end within {:g} s of SIGKILL; it hangs in the kernel, look at its disk"
-                      .format(describe(instance.pid), KILL_WAIT))
+    with grip(instance, target) as send:
+        send(signal.SIGTERM)
+        send(signal.SIGCONT)    # a stopped process could not act on SIGTERM
+        if not wait_until(lambda: ended(instance), seconds):
+            say("pid {} did not end within {:g} s of SIGTERM; killing it".format(instance.pid, seconds))
+            send(signal.SIGKILL)
+        if not wait_until(lambda: ended(instance), KILL_WAIT):
+            raise Failure("{} did not end within {:g} s of SIGKILL; it hangs in the kernel, look at its disk"
+                          .format(describe(instance.pid), KILL_WAIT))
+    if not wait_until(lambda: not sockets & {one.inode for one in port_holders(target)}, KILL_WAIT):
+        raise Failure("pid {} has ended, but {}".format(instance.pid, "; ".join(strangers(target, None))))
 
 
 def tidy(path):
@@ -657,16 +690,9 @@ def tidy(path):
         pass
 
 
-def strangers(target, instance):
-    """Name the processes other than the instance that listen where it should."""
-    return ["port {} on {} is taken by {}; end it, or set another METRICS_PORT".format(
-                one.port, one.address, describe(one.pid) if one.pid else "a process that only root can name")
-            for one in (_listeners(target) if target.port else []) if one.pid is None or one.pid != (instance and instance.pid)]
-
-
 def inquire(pid, target):
     """Ask a process through a port that is proven to be its own; return its Answer."""
-    mine = [one for one in _listeners(target) if one.pid == pid]
+    mine = [one for one in port_holders(target) if one.pid == pid]
     if not mine:
         return Answer(None, None, False, "it does not listen on port {}".format(target.port))
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(mine[0].address, mine[0].address)
@@ -773,15 +799,17 @@ def hold(descriptor, path, seconds):
     os.ftruncate(descriptor, os.pwrite(descriptor, "{}\n".format(os.getppid()).encode("ascii"), 0))
 
 
+# Commands
+
 def cmd_find(target, _):
-    found = find(target)
-    says = None if found.instance else pid_file_says(target.pid_file)
-    for words in found.unproven + ([says] if says else []):
+    instance, unproven = find(target)
+    says = None if instance and instance.pid == holder(target.pid_file) else pid_file_says(target.pid_file)
+    for words in unproven + ([says] if says else []):
         say(words)
-    if found.instance:
-        print(found.instance.pid, owner(found.instance.pid), int(start_time(found.instance.pid) or 0), found.instance.proof)
+    if instance:
+        print(instance.pid, owner(instance.pid), int(start_time(instance.pid) or 0), instance.proof)
         return 0
-    return 4 if found.unproven else 1 if says else 3
+    return 4 if unproven else 1 if says else 3
 
 
 def cmd_check(target, _):
@@ -801,8 +829,6 @@ def cmd_stop(target, options):
         tidy(target.pid_file)
         return 0
     end(found.instance, target, options.timeout)
-    if not wait_until(lambda: holder(target.pid_file) is None and not _listens(found.instance.pid, target), KILL_WAIT):
-        raise Failure("pid {} is gone, but its lock or port is not free".format(found.instance.pid))
     tidy(target.pid_file)
     return 0
 

@@ -274,7 +274,7 @@ def test_nobody_is_signalled_once_the_proof_has_ended(instance, run, monkeypatch
     bystander, target = idle(run), instance[1]
     reused = supervision.Instance(bystander.pid, supervision.process_stat(bystander.pid).started, "was proven")
     with pytest.raises(supervision.Failure, match="no longer proven"):
-        supervision.send(reused, target, signal.SIGKILL)
+        supervision.end(reused, target, 1)
     assert bystander.poll() is None
 
 
@@ -288,12 +288,23 @@ def test_a_proven_instance_is_ended_even_when_it_is_stopped(instance, monkeypatc
     assert child.wait(1) == -signal.SIGTERM
 
 
+def test_a_process_that_has_let_go_of_port_and_file_but_does_not_end_is_killed_all_the_same(script, tmp_path, run):
+    stubborn = "signal.signal(signal.SIGTERM, lambda *_: server.close())\n    while True: signal.pause()"
+    script.write_text(INSTANCE.format(root=str(ROOT)).replace("signal.pause()", stubborn))
+    child, port = run(script, tmp_path / "x.pid", 0)
+    (tmp_path / "x.pid").unlink()
+    target = supervision.Target(str(tmp_path / "x.pid"), "127.0.0.1", int(port))
+    supervision.end(supervision.find(target).instance, target, 0.2)
+    assert child.wait(1) == -signal.SIGKILL
+
+
 def test_a_spawned_process_has_its_own_session_no_descriptors_of_ours_and_a_private_output(tmp_path):
     output = tmp_path / "x.out"
     reader, writer = os.pipe()
     os.set_inheritable(writer, True)
-    child = supervision.spawn([sys.executable, "-c", "import os; print(os.getsid(0), sorted(os.listdir('/proc/self/fd'))[:3], "
-                               "os.path.exists('/proc/self/fd/%d'), os.getcwd())" % writer], str(output))
+    program = ("import os; print(os.getsid(0), sorted(os.listdir('/proc/self/fd'))[:3], "
+               "os.path.exists('/proc/self/fd/%d'), os.getcwd())" % writer)
+    child = supervision.spawn([sys.executable, "-c", program], str(output))
     assert child.wait() == 0
     assert output.read_text() == "%d ['0', '1', '2'] False /\n" % child.pid
     assert output.stat().st_mode & 0o777 == 0o640
@@ -339,7 +350,7 @@ def test_a_database_stays_locked_while_its_holders_are_named(tmp_path):
     connection = sqlite3.connect(str(path), isolation_level=None)
     connection.execute("BEGIN EXCLUSIVE")
     assert supervision.file_holders(str(path)) == [os.getpid()]
-    other = subprocess.Popen([sys.executable, "-c", "import sqlite3, sys; sqlite3.connect(sys.argv[1], timeout=0).execute('BEGIN IMMEDIATE')",
-                              str(path)], stderr=subprocess.PIPE)
+    program = "import sqlite3, sys; sqlite3.connect(sys.argv[1], timeout=0).execute('BEGIN IMMEDIATE')"
+    other = subprocess.Popen([sys.executable, "-c", program, str(path)], stderr=subprocess.PIPE)
     assert b"database is locked" in other.communicate()[1]
     connection.close()
