@@ -50,7 +50,7 @@ LOOPBACK = re.compile(r"localhost|127\.[0-9.]+|::1")
 LOG_LINE = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[.\d]*)Z ([A-Z]+) (.+)")
 LOG_FIELD = re.compile(r' (\w+)=("(?:[^"\\]|\\.)*"|\S*)')
 ENDED_BY_RECOVERY = ("database_unavailable", "schema_mismatch")     # by the event database_recovered
-FILE_REASONS = {FileNotFoundError: "missing", NotADirectoryError: "missing", IsADirectoryError: "is_directory",
+FILE_REASONS = {FileNotFoundError: "missing", NotADirectoryError: "missing", IsADirectoryError: "not_a_file",
                 PermissionError: "denied"}
 
 # What each answer of /metrics has, be it the problem document of a failing service, and what each good one has besides.

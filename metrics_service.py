@@ -52,7 +52,7 @@ FOLDER = os.path.dirname(os.path.abspath(__file__))
 EX_CONFIG = 78          # sysexits.h: something is wrong that only a person can mend
 FUTURE_LIMIT = 1000     # changes dated in the future are counted up to here; more costs and tells nothing
 LOCK_POLL = 0.001       # s between two tries of a lock
-BRIEF_WAIT = 0.25       # s to wait for a lock that was there a moment ago; only the first wait is worth the whole timeout
+BRIEF_WAIT = 0.5        # s to wait for a lock when older figures can be served instead, or it was there a moment ago
 PROGRESS_STEPS = 10000  # SQLite instructions between two looks at the deadline, well under a millisecond
 STOP_POLL = 0.1         # s in which the accept loop notices a stop
 LOG_RETRY = 5           # s between two tries of a log file that could not be written
@@ -199,6 +199,7 @@ def read_settings(env_file):
 
 # Log: one event, one line, to the file or, while that cannot be written, to stdout
 
+CHECK_AGENT = "health_check/"   # errors that its own requests meet are logged, but not counted: it reads the count as an alarm
 LOGGER = logging.getLogger(NAME)
 LOGGER.addHandler(logging.NullHandler())  # until start_log: --check reports on its own
 LOGGER.propagate = False
@@ -266,7 +267,7 @@ class Log(logging.Handler):
 
     def emit(self, record):
         over = record.msg.endswith("_recovered")
-        if record.levelno >= logging.ERROR:
+        if record.levelno >= logging.ERROR and not str(record.fields.get("user_agent")).startswith(CHECK_AGENT):
             self.errors, self.last_error = self.errors + 1, record.created
         if over:
             self.last_recovery = record.created
@@ -531,11 +532,14 @@ class Store:
         return Snapshot(self.last, self.trouble)
 
     def bridging(self):
-        return (self.trouble and self.trouble.reason == "locked" and self.last is not None
-                and self.age() <= self.stale_seconds)
+        return self.trouble and self.trouble.reason == "locked" and self.fresh()
+
+    def fresh(self):
+        """Whether the last figures may still be served while the database is locked."""
+        return self.last is not None and self.age() <= self.stale_seconds
 
     def age(self):
-        """Seconds since the last good snapshot was known to be true."""
+        """Seconds since the last figures were known to be true."""
         return time.monotonic() - self.good_at
 
     def say(self):
@@ -558,9 +562,10 @@ class Store:
 
     def refresh(self, started):
         """Brings self.last up to date. Raises Trouble."""
-        patience = BRIEF_WAIT if self.trouble and self.trouble.reason == "locked" else self.timeout
+        known = self.trouble and self.trouble.reason == "locked"
         try:
             self.reopen()
+            patience = BRIEF_WAIT if known or self.fresh() else self.timeout
             with self.transaction(started + patience) as data_version:
                 self.read(int(self.clock()), data_version)
         except sqlite3.Error as error:

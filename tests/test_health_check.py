@@ -633,7 +633,7 @@ def test_a_file_that_the_service_does_not_write_to_is_a_warning(judge_log):
 
 
 @pytest.mark.parametrize("make, reason", [
-    (lambda path: None, "missing"), (lambda path: path.mkdir(), "is_directory"), (lambda path: os.mkfifo(str(path)), "timeout")])
+    (lambda path: None, "missing"), (lambda path: path.mkdir(), "not_a_file"), (lambda path: os.mkfifo(str(path)), "timeout")])
 def test_a_file_that_cannot_be_read_cannot_tell(fake, check, tmp_path, make, reason):
     path = tmp_path / "service.log"
     make(path)

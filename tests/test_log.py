@@ -141,6 +141,13 @@ def test_the_level_thins_the_log_but_not_the_counters_nor_the_end_of_trouble(sta
     assert log.document()["last_error_at"] <= log.document()["last_recovery_at"]
 
 
+def test_errors_met_by_the_health_check_are_logged_but_raise_no_alarm(start, capsys):
+    log = start()
+    event(logging.ERROR, "request_failed", user_agent="health_check/0.1.0")
+    assert " ERROR request_failed" in capsys.readouterr().out
+    assert (log.document()["errors_total"], log.document()["last_error_at"]) == (0, None)
+
+
 def test_a_closed_stdout_loses_the_line_and_nothing_else(start, monkeypatch):
     reader, writer = os.pipe()
     os.close(reader)

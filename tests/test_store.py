@@ -107,6 +107,15 @@ def test_while_a_writer_holds_the_lock_the_last_figures_are_served_and_then_no_m
     assert events == [("database_stale", "locked"), ("database_unavailable", "locked"), ("database_unavailable", "hot_journal")]
 
 
+def test_with_older_figures_at_hand_a_lock_is_waited_for_only_briefly(store, path):
+    total(store)
+    store.timeout = 30
+    with Writer(path, HOLD_LOCK):
+        started = time.monotonic()
+        assert store.snapshot().stale.reason == "locked"
+        assert time.monotonic() - started < DEADLINE
+
+
 def test_a_writer_that_has_not_yet_to_commit_holds_up_nobody(store, path):
     with Writer(path, SHORT_WRITE):
         assert store.snapshot().stale is None
