@@ -20,6 +20,7 @@ import contextlib
 import ctypes
 import difflib
 import errno
+import ipaddress
 import json
 import logging
 import os
@@ -145,9 +146,9 @@ SETTINGS = (
     Setting("log_format", "text", choice("text", "json"), "text or json"),
     Setting("log_level", "info", choice("debug", "info", "warning", "error"), "debug, info, warning or error"),
     Setting("pid_file", os.path.join(FOLDER, NAME + ".pid"), file_path, "a file in a folder this user may write"),
-    Setting("query_timeout", 2.0, number(float, 0.1, 30), "seconds a lock is waited for, and a query then may take, such as 2"),
-    Setting("stale_seconds", 60.0, number(float, 0, 3600), "seconds the last good figures are served while it is locked"),
-    Setting("drain_seconds", 5.0, number(float, 0, 60), "seconds that requests in flight are waited for at a stop"),
+    Setting("query_timeout", 2.0, number(float, 0.1, 30), "a number of seconds, such as 2"),
+    Setting("stale_seconds", 60.0, number(float, 0, 3600), "a number of seconds, such as 60"),
+    Setting("drain_seconds", 5.0, number(float, 0, 60), "a number of seconds, such as 5"),
 )
 VARIABLES = collections.OrderedDict(("METRICS_" + setting.field.upper(), setting) for setting in SETTINGS)
 
@@ -166,7 +167,7 @@ def strangers(given):
     """A complaint for each METRICS_ variable that nothing reads: a misspelt setting must not be a silent default."""
     for name in sorted(given):
         if name not in VARIABLES and not name.startswith("METRICS_CHECK_"):
-            near = difflib.get_close_matches(name, VARIABLES, 1)
+            near = difflib.get_close_matches(name, VARIABLES, 1, 0.8)
             yield "%s (from %s) is not a setting; %s" % (
                 name, given[name].source, "did you mean %s?" % near[0] if near else "remove it, or see docs/configuration.md")
 
@@ -585,7 +586,7 @@ class Store:
         if not self.size:  # SQLite takes it for a database without tables
             self.close()
             raise Trouble("truncated", "database %s: the file is empty (0 bytes)" % self.path)
-        if self.connection and inode != self.inode:
+        if self.inode not in (None, inode):
             self.close()
             self.last = None  # figures of another file, which must not bridge a lock on this one
             self.replaced += 1
@@ -714,8 +715,8 @@ class Traffic:
                 "latency_seconds": {
                     "count": total,
                     "mean": ratio(self.seconds, total),
-                    "p50": rounded(quantile(self.latency, bounds, .5)),
-                    "p95": rounded(quantile(self.latency, bounds, .95)),
+                    "p50": rounded(min(quantile(self.latency, bounds, .5), self.slowest)) if total else None,
+                    "p95": rounded(min(quantile(self.latency, bounds, .95), self.slowest)) if total else None,
                     "max": rounded(self.slowest),
                 },
             }
@@ -755,7 +756,8 @@ class Service:
         except Exception as error:  # a defect of ours must not cost the other requests
             self.defect(error, method=request.method, path=request.path, user_agent=request.headers.get("User-Agent", ""))
             return webserver.problem(500, "a defect in the service; its log has the details", reason="defect",
-                                     runbook="docs/runbook.md#defect")
+                                     runbook="docs/runbook.md#defect", service=self.service_document(),
+                                     logging=self.log.document())
 
     def defect(self, error, **fields):
         stack = "".join(traceback.format_exception(type(error), error, error.__traceback__))
@@ -804,6 +806,8 @@ class Service:
 
     def schema_entry(self):
         errors, warnings = self.store.errors(), in_force(self.store.findings)
+        if self.store.versions is None and self.store.trouble:
+            return health_entry("datastore", "warn", self.store.trouble.reason, "not compared yet")
         status = "fail" if errors else "warn" if warnings else "pass"
         return health_entry("datastore", status, None if status == "pass" else "schema_mismatch", "; ".join(errors + warnings))
 
@@ -849,6 +853,7 @@ class Service:
         return {
             "path": store.path,
             "reason": store.trouble.reason if store.trouble else None,
+            "figures_at": figures and instant(figures.now),
             "newest_change_at": newest,
             "newest_change_age_seconds": figures.now - unix_time(newest) if newest else None,
             "future_changes": figures and figures.future_changes,
@@ -903,18 +908,36 @@ def writable(path):
     return None
 
 
-def check_files(settings):
+def check_files(settings, env_file):
+    yield from check_clashes(settings, env_file)
     why = writable(settings.log_file) if settings.log_file else None
     if why:
         yield Finding("warning", "METRICS_LOG_FILE %s cannot be written: %s; the service will log to stdout" % (
             settings.log_file, why))
-    why = "it is a symbolic link" if os.path.islink(settings.pid_file) else writable(settings.pid_file)
+    why = supervision.path_fault(settings.pid_file)
     if why:
-        yield Finding("error", "METRICS_PID_FILE %s cannot be used: %s" % (settings.pid_file, why))
+        yield Finding("error", why)
+
+
+def check_clashes(settings, env_file):
+    """One file for two purposes would destroy it: the log is appended to, the PID file removed at the end."""
+    roles = {}
+    for role, path in (("METRICS_DB_PATH", settings.db_path), ("--env-file", env_file), ("METRICS_LOG_FILE", settings.log_file),
+                       ("METRICS_PID_FILE", settings.pid_file)):
+        other = roles.setdefault(os.path.realpath(path), role) if path else role
+        if other != role:
+            yield Finding("error", "%s and %s are the same file, %s; give each its own" % (other, role, path))
+
+
+def loopback(host):
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name
+        return host == "localhost"
 
 
 def check_exposure(settings):
-    if settings.host not in ("127.0.0.1", "::1", "localhost"):
+    if not loopback(settings.host):
         yield Finding("warning", "METRICS_HOST %s is not loopback: whoever reaches the port reads the metrics, unencrypted and "
                                  "without a password" % settings.host)
 
@@ -998,7 +1021,7 @@ def command_check(env_file):
     """Validates everything, takes no lock, creates no file; prints a line a finding."""
     settings, complaints = read_settings(env_file)
     findings = [Finding("error", complaint) for complaint in complaints]
-    findings += list(check_files(settings)) + list(check_exposure(settings)) + list(check_port(settings))
+    findings += list(check_files(settings, env_file)) + list(check_exposure(settings)) + list(check_port(settings))
     if settings.db_path:
         findings += check_store(open_store(settings))
     refuse_errors(findings)
@@ -1026,17 +1049,17 @@ def command_serve(env_file):
     settings, complaints = read_settings(env_file)
     log = start_log(settings)
     with Signals() as signals:
-        store = prepare(settings, complaints)
+        store = prepare(settings, complaints, env_file)
         with supervision.PidFile(settings.pid_file):
             return serve(settings, log, store, signals)
 
 
-def prepare(settings, complaints):
+def prepare(settings, complaints, env_file):
     """The Store, once configuration and schema are found good. Raises Refused, having logged each finding."""
     try:
         refuse_errors(Finding("error", complaint) for complaint in complaints)
         store = open_store(settings)
-        refuse_errors(list(check_files(settings)) + list(check_store(store)))
+        refuse_errors(list(check_files(settings, env_file)) + list(check_store(store)))
         for finding in check_exposure(settings):
             event(logging.WARNING, "exposed", detail=finding.text)
         return store
@@ -1112,7 +1135,7 @@ def command_demo(env_file):
         settings, complaints = demo_settings(env_file, folder)
         log = start_log(settings)
         with Signals() as signals, live_traffic(settings.db_path):
-            store = prepare(settings, complaints)
+            store = prepare(settings, complaints, env_file)
             with supervision.PidFile(settings.pid_file):
                 return serve(settings, log, store, signals, lambda url: print(
                     "demo: open %s/metrics, /readyz or /livez; Ctrl-C ends it and removes %s" % (url, folder), flush=True))
@@ -1120,8 +1143,15 @@ def command_demo(env_file):
         shutil.rmtree(folder, ignore_errors=True)
 
 
+class Parser(argparse.ArgumentParser):
+    """Leaves with 1 on wrong arguments: 2 is no exit code of ours."""
+
+    def error(self, message):
+        self.exit(1, "%s: %s; see --help\n" % (self.prog, message))
+
+
 def parse_arguments(argv):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env-file", metavar="FILE",
                         help="KEY=VALUE lines, as systemd reads them; they win over the environment")
     parser.add_argument("--version", action="version", version="%s %s" % (NAME, VERSION))

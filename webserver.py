@@ -65,11 +65,15 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if "Content-Length" in self.headers or "Transfer-Encoding" in self.headers:
             self.close_connection = True  # the body stays unread and must not be taken for the next request
         if self.command not in METHODS:
-            allow = ", ".join(METHODS)
-            return problem(405, "%s is not possible here, only %s" % (self.command[:20], allow), [("Allow", allow)])
+            return self.refusal()
         target = urllib.parse.urlsplit(self.path)
         query = urllib.parse.parse_qs(target.query, keep_blank_values=True)
         return self.server.respond(Request(self.command, target.path, query, self.headers))
+
+    def refusal(self):
+        """The answer to any other method."""
+        allow = ", ".join(METHODS)
+        return problem(405, "%s is not possible here, only %s" % (self.command[:20], allow), [("Allow", allow)])
 
     def send(self, response):
         if self.server.stopping:
@@ -91,8 +95,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def send_error(self, code, message=None, explain=None):
         """What http.server itself refuses, in our form; the connection ends, since its framing is in doubt."""
         self.close_connection = True
+        self.request_version = self.protocol_version  # else it would answer garbage as HTTP/0.9, without a status line
         self.command = self.command or ""
-        self.send(problem(code, message or HTTPStatus(code).phrase))
+        self.send(self.refusal() if code == HTTPStatus.NOT_IMPLEMENTED else problem(code, message or HTTPStatus(code).phrase))
         self.server.observe(self.requestline, int(code), 0.0)
 
     def version_string(self):

@@ -141,7 +141,27 @@ def test_an_unwritable_log_is_a_warning_and_an_unusable_pid_file_an_error(tmp_pa
     assert code == 0 and errors[0].startswith("warning: METRICS_LOG_FILE ")
     (tmp_path / "link.pid").symlink_to("elsewhere")
     code, _, errors = check(tmp_path, METRICS_DB_PATH=str(database), METRICS_PID_FILE="link.pid")
-    assert code == 78 and errors[0].endswith("cannot be used: it is a symbolic link")
+    assert code == 78 and "is a symbolic link, which is refused" in errors[0]
+
+
+@pytest.mark.parametrize("one, other", [("METRICS_DB_PATH", "METRICS_LOG_FILE"), ("METRICS_DB_PATH", "METRICS_PID_FILE"),
+                                        ("METRICS_LOG_FILE", "METRICS_PID_FILE"), ("--env-file", "METRICS_PID_FILE")])
+def test_one_file_for_two_purposes_is_refused_before_it_is_touched(tmp_path, database, one, other):
+    (tmp_path / "a.env").write_text("METRICS_LOG_LEVEL=info\n")
+    (tmp_path / "a.log").touch()
+    shared = {"METRICS_DB_PATH": database, "METRICS_LOG_FILE": tmp_path / "a.log", "--env-file": tmp_path / "a.env"}[one]
+    (tmp_path / "link").symlink_to(shared)
+    env = {"METRICS_DB_PATH": str(database), "METRICS_PID_FILE": "a.pid", "METRICS_PORT": "0", one: str(shared), other: "link"}
+    env.pop("--env-file", None)
+    before = shared.read_bytes()
+    code, _, errors = run(tmp_path, "--env-file", "a.env", **env)
+    assert code == 78 and shared.read_bytes() == before
+    assert any("error: %s and %s are the same file" % (one, other) in line for line in errors)
+
+
+def test_wrong_arguments_are_exit_1(tmp_path):
+    code, _, errors = run(tmp_path, "--chekc")
+    assert code == 1 and errors[-1] == "metrics_service.py: unrecognized arguments: --chekc; see --help"
 
 
 def test_a_port_taken_by_a_stranger_is_named_and_refused(tmp_path, database):

@@ -167,6 +167,16 @@ def test_a_replaced_database_is_noticed_and_read(store, path, events):
     assert (events, store.replaced) == ([("database_replaced", None)], 1)
 
 
+def test_figures_of_a_former_file_never_bridge_a_lock_on_the_next(store, path):
+    total(store)
+    os.truncate(str(path), 0)
+    assert trouble(store)[0] == "truncated"
+    make_database(path.parent / "b.db", [ROW, dict(ROW, reference="b")]).rename(path)
+    with Writer(path, HOLD_LOCK):
+        assert trouble(store)[0] == "locked"
+    assert total(store) == 2
+
+
 def test_a_replacement_with_another_schema_is_a_mismatch(store, path):
     total(store)
     other = sqlite3.connect(str(path.parent / "b.db"))
