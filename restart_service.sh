@@ -3,15 +3,16 @@
 #
 # Usage: restart_service.sh [restart|start|stop|status] [--env-file FILE] [--dry-run] [--timeout S]
 #
-#   restart         the default: check the new settings, stop the running service, start a new one, wait until that
-#                   one is ready, run health_check.py; what --check refuses leaves the running service alone
-#   start           the same without the stop; a service that runs already and answers is fine
-#   stop            end the service: SIGTERM, and SIGKILL for one that is still there after S seconds
-#   status          say what is running, and whether it answers
-#   --env-file FILE settings of the service (default: metrics.env beside this script); nothing else of the calling
-#                   environment reaches the service
-#   --dry-run       print the commands that would change something, and change nothing
-#   --timeout S     seconds for each wait: for another restart, for the stop, for the readiness (default 30)
+#   restart          the default: check the new settings, stop the running service, start a new one, wait until that
+#                    one is ready, run health_check.py; what --check refuses leaves the running service alone
+#   start            the same without the stop; a service that runs already and is ready is fine
+#   stop             end the service: SIGTERM, and SIGKILL for one that is still there after S seconds
+#   status           say what is running, and whether it answers
+#   --env-file FILE  settings of the service (default: metrics.env beside this script); nothing else of the calling
+#                    environment reaches the service
+#   --dry-run        print the commands that would change something, and change nothing
+#   --timeout S      seconds for each wait: for another restart, for the stop, for the readiness
+#                    (default 30, or METRICS_DRAIN_SECONDS and 10 more)
 #
 # Environment: PYTHON, the interpreter that runs the service (default python3).
 # Exit codes: 0 done and verified, 1 not, also for bad arguments.
@@ -25,7 +26,7 @@ umask 022
 VERB=restart
 ENV_FILE=                     # empty until the options are read
 DRY_RUN=                      # not empty: print side effects only
-TIMEOUT=30                    # seconds for each wait
+TIMEOUT=                      # seconds for each wait
 FAILURE=1                     # exit code of die; 4 for status
 PYTHON=${PYTHON:-python3}
 PROC=/proc                    # where cgroups are read
@@ -38,6 +39,7 @@ PID_FILE=                     # settings, as the service itself reads them
 HOST=
 PORT=
 LOG_FILE=
+DRAIN=0                       # seconds that it may take for a stop
 DOUBTFUL=                     # not empty: some settings are invalid, and stand here by their default
 FOUND=                        # what supervision.py found: 0 instance, 1 PID file only, 3 nothing, 4 not proven
 PID=                          # of the instance found
@@ -61,7 +63,8 @@ die() {
 usage() {
   local line
   while IFS= read -r line && [[ $line == '#'* ]]; do
-    [[ $line == '#!'* ]] || printf '%s\n' "${line#\#}"
+    line=${line#\#}
+    [[ $line == '!'* ]] || printf '%s\n' "${line# }"
   done < "${BASH_SOURCE[0]}"
 }
 
@@ -92,7 +95,7 @@ parse_arguments() {
     esac
     shift
   done
-  [[ $TIMEOUT =~ ^[0-9]+(\.[0-9]+)?$ ]] ||
+  [[ $TIMEOUT =~ ^([0-9]+(\.[0-9]+)?)?$ ]] ||
     die "--timeout '$TIMEOUT' is not a number of seconds; write for example --timeout 30"
   [[ $VERB != status ]] || FAILURE=4
 }
@@ -133,11 +136,13 @@ ask_settings() {
       METRICS_HOST) HOST=$value ;;
       METRICS_PORT) PORT=$value ;;
       METRICS_LOG_FILE) LOG_FILE=$value ;;
+      METRICS_DRAIN_SECONDS) DRAIN=${value%%.*} ;;
     esac
   done <<< "$text"
   [[ $PID_FILE && $HOST && $PORT ]] ||
     die "metrics_service.py --settings names no PID file, host or port; copy the whole folder again"
   [[ $status -eq 0 || ! -e $ENV_FILE ]] || DOUBTFUL=yes
+  [[ $TIMEOUT ]] || TIMEOUT=$((DRAIN > 20 ? DRAIN + 10 : 30))
   TARGET=(--pid-file "$PID_FILE" --host "$HOST" --port "$PORT" --timeout "$TIMEOUT")
 }
 
@@ -222,7 +227,7 @@ give_up() {
   if ((FOUND == 0)); then
     say "now running: pid $PID, which $PROOF"
   else
-    say "now nothing is running"
+    say "now nothing is proven to be running"
   fi
   die "$1"
 }

@@ -736,7 +736,8 @@ def await_ready(target, old, seconds, child=None):
             raise Failure("the service ended {} before it was ready".format(_exit_words(child.returncode)))
         instance = find(target).instance
         if instance is None or child and instance.pid != child.pid:
-            return Answer(None, None, False, "nobody new holds the lock of {}".format(target.pid_file))
+            who = "pid {} runs, but".format(child.pid) if child else "the service"
+            return Answer(None, None, False, "{} does not hold the lock of {}".format(who, target.pid_file))
         return inquire(instance.pid, target)
 
     return wait_until(look, seconds, lambda answer: answer.ready and answer.instance not in (None, old))

@@ -30,7 +30,7 @@ folder = os.path.dirname(os.path.abspath(__file__))
 given = {v.name: v.value for v in supervision.read_env_file(sys.argv[sys.argv.index("--env-file") + 1])}
 port, odd = int(given["METRICS_PORT"]), given.get("METRICS_ODD")
 pid_file = os.path.join(folder, given.get("METRICS_PID_FILE", "metrics_service.pid"))
-squatter = "import socket, time; s = socket.socket(); s.setsockopt(1, 2, 1); s.bind(('127.0.0.1', %d)); s.listen(); time.sleep(60)"
+squatter = "import socket, time; s = socket.socket(); s.setsockopt(1, 2, 1); s.bind(('127.0.0.1', %d)); s.listen(); time.sleep(9)"
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         body = json.dumps({"instance": instance}).encode()
@@ -367,7 +367,7 @@ def test_a_stranger_that_takes_the_port_after_the_stop_makes_the_restart_fail_al
     assert result.code == 1
     assert "supervision: the service ended with exit code 1 before it was ready" in result.err
     assert "Address already in use" in result.err
-    assert result.err.endswith("restart_service: now nothing is running\n"
+    assert result.err.endswith("restart_service: now nothing is proven to be running\n"
                                "restart_service: the service was started, but is not ready\n")
 
 
@@ -420,6 +420,7 @@ def test_without_an_env_file_the_cure_is_named(house):
 
 def test_status_tells_settings_that_were_changed_but_not_loaded(house):
     house.start()
+    assert "was changed" not in house.run("status").out
     os.utime(str(house.folder / "metrics.env"), (time.time() + 60, time.time() + 60))
     assert "metrics.env was changed after the start; restart to load it\n" in house.run("status").out
 
@@ -476,8 +477,14 @@ def test_an_env_file_that_is_not_there_is_an_error_for_every_verb(house):
 def test_help_is_the_head_of_the_script(house):
     result = house.run("--help")
     assert result.code == 0
-    assert result.out.splitlines()[0] == " Restart the metrics service of this folder, and prove that the new one answers."
+    assert result.out.splitlines()[0] == "Restart the metrics service of this folder, and prove that the new one answers."
     assert "Exit codes: 0 done and verified" in result.out and "set -E" not in result.out
+
+
+def test_a_service_is_given_the_time_that_its_settings_let_it_drain(house):
+    house.start()
+    house.configure(DRAIN_SECONDS=45)
+    assert "--timeout 55" in house.run("stop", "--dry-run").err
 
 
 def test_a_python_that_is_none_is_named(house):
