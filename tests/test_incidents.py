@@ -184,7 +184,9 @@ def test_a_restart_that_has_lost_the_database_path_leaves_the_old_service_servin
     installed.shell("./restart_service.sh start")
     before = installed.answering()
     lose_the_variable(installed)
+    started = time.monotonic()
     code, output = installed.shell("./restart_service.sh")
+    tell(1, restart_refused_after_s=round(time.monotonic() - started, 2))
     assert code == 1
     assert quoted(PATH_NOT_SET, line_with("error: METRICS_DB_PATH is not set", output))
     assert quoted(PATH_NOT_SET, line_with("nothing was stopped or started", output))
