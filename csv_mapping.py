@@ -119,7 +119,7 @@ def moment(parts):
     year, month = year_and_month(parts)
     if "hour" not in parts:
         return datetime.date(year, month, int(parts["day"])).isoformat()
-    minute, second = (int(parts.get(name) or 0) for name in ("minute", "second"))
+    minute, second = int(parts.get("minute") or 0), int(parts.get("second") or 0)
     at = datetime.datetime(year, month, int(parts["day"]), hour_of_day(parts), minute, second)
     zone = parts.get("zone") or "z"
     if zone not in "zZ":
@@ -160,9 +160,8 @@ class Functions:
     def __init__(self, db):
         self.nulled = collections.Counter()     # cells by the text of null_if that they fitted
         self.pending = {}                       # complaint: reason
-        for name, arguments in (("parse_date", -1), ("number", 1), ("number", 2), ("null_if", -1), ("map_value", -1),
-                                ("complaints", 0)):
-            db.create_function(name, arguments, getattr(self, name))
+        for name in ("parse_date", "number", "null_if", "map_value", "complaints"):
+            db.create_function(name, -1, getattr(self, name))
 
     def refuse(self, value, reason):
         complaint = "%r %s" % (value, reason)
@@ -339,13 +338,13 @@ def map_rows(db, columns, source, report):
     fields = ["line"] + columns
     conflict = ON_DUPLICATE[source.duplicates].format(changes=", ".join("{0} = excluded.{0}".format(field) for field in fields))
     take = STAGE.format(columns=", ".join(fields), values=", ".join("?" * len(fields)), conflict=conflict)
-    accepted = 0
+    execute, accepted = db.cursor().execute, 0
     for *row, complaints in db.execute(MAPPED.format(columns=", ".join(columns))):
         if complaints:
             report.reject(source.csv, row[0], faults(fields, row, complaints))
             continue
         try:
-            db.execute(take, row)
+            execute(take, row)
             accepted += 1
         except sqlite3.IntegrityError:
             values = dict(zip(columns, row[1:]))

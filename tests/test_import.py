@@ -130,7 +130,7 @@ def test_records_of_the_wrong_width_are_told(load):
     assert load.refused("id,state\nA\nB,pending,x\n", PLAIN) == [
         "file.csv line 2: record: 1 fields, where the header has 2",
         "file.csv line 3: record: 3 fields, where the header has 2",
-        "seed.py: nothing was imported: 2 rows rejected (2 record has too few or too many fields); "
+        "seed.py: nothing was imported; rejected rows: 2 (2 record has too few or too many fields); "
         "mend the file or the mapping, or pass --skip-bad"]
 
 
@@ -246,20 +246,20 @@ def test_an_unknown_status_and_a_missing_reference_are_told_each_once(load):
     assert load.refused("id,state\n,pending\nB,shipped\n", PLAIN) == [
         "file.csv line 2: reference: is missing",
         "file.csv line 3: status: 'shipped' is not allowed by schema.sql",
-        "seed.py: nothing was imported: 2 rows rejected (1 reference is missing; 1 status is not allowed by schema.sql); "
+        "seed.py: nothing was imported; rejected rows: 2 (1 reference is missing; 1 status is not allowed by schema.sql); "
         "mend the file or the mapping, or pass --skip-bad"]
 
 
 def test_skip_bad_takes_the_other_rows_and_still_fails(load):
     done = load("id,state\nA,pending\nB,shipped\n", PLAIN, "--skip-bad")
     assert (done.returncode, load.rows()) == (1, [("A", "pending")])
-    assert "rejected: 1 rows: 1 status is not allowed by schema.sql\n" in done.stdout
+    assert "rejected rows: 1 (1 status is not allowed by schema.sql)\n" in done.stdout
 
 
 def test_reports_stop_at_their_limit_and_go_on_being_counted(load):
     lines = load.refused("id,state\n" + "".join("%d,x\n" % number for number in range(9)), PLAIN, "--limit-reports", 2)
     assert len(lines) == 4 and lines[2] == "further rejected rows are only counted; --limit-reports tells more of them"
-    assert "9 rows rejected (9 status" in lines[3]
+    assert "rejected rows: 9 (9 status" in lines[3]
 
 
 def test_a_repeated_reference_is_refused_with_both_lines(load):
@@ -374,3 +374,32 @@ def test_the_scms_file_with_carriage_returns_and_tabs_gives_the_same_rows(scms, 
     columns = "reference, mode, created_at, promised_at, delivered_at, weight_kg, cost"
     assert load.stored(lines.encode("latin-1", "replace"), mapping, "--delimiter", "tab", "--encoding", "latin-1",
                        columns=columns) == scms.rows(columns)
+
+
+def test_the_page_on_importing_says_what_is(scms, load):
+    page = (ROOT / "docs" / "importing.md").read_text(encoding="utf-8")
+    assert "\n".join(scms.done.stdout.splitlines()[:2]) in page
+    assert load.refused("id,state\nA,pending\nB,shipped\n", PLAIN)[0].replace("file.csv", "FILE.csv") in page
+
+
+@pytest.mark.parametrize("expression, value", [
+    ("parse_date('2017-10-02 10:56:33' || ' -0300', '%Y-%m-%d %H:%M:%S %z')", "2017-10-02T13:56:33Z"),
+    ("date(parse_date('2017-02-27', '%Y-%m-%d'), '+' || '4' || ' days')", "2017-03-03"),
+    ("'' || number(replace('1,234.5', ',', ''))", "1234.5"),
+    ("map_value('N/A', 'N/A', NULL)", None),
+])
+def test_what_the_page_recommends_works(load, expression, value):
+    mapping = "SELECT line, id AS reference, 'pending' AS status, %s AS origin FROM csv" % expression
+    assert load.stored("id\nA\n", mapping, columns="origin") == [(value,)]
+
+
+def test_every_form_part_and_importable_column_stands_on_the_page():
+    page = (ROOT / "docs" / "importing.md").read_text(encoding="utf-8")
+    sys.path.insert(0, str(ROOT))
+    try:
+        import csv_mapping
+        import seed
+    finally:
+        sys.path.remove(str(ROOT))
+    assert "`%s`" % " ".join("%" + part for part in csv_mapping.FORM_PARTS if part != "%") in page
+    assert [column for column in seed.Shipment._fields if "`%s`" % column not in page] == []

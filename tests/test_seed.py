@@ -103,6 +103,17 @@ def test_no_time_lies_in_the_future_but_promises(year):
     assert earliest >= "2025-03-01T12:00:00Z"
 
 
+def test_every_row_passes_the_checks_that_a_load_does_without(year):
+    assert ask(year, "PRAGMA integrity_check") == [("ok",)]
+    with opened(year) as db:
+        db.execute("BEGIN")
+        db.execute("PRAGMA ignore_check_constraints = ON")
+        db.execute("UPDATE shipments SET mode = 'mule' WHERE id = 1")
+        db.execute("PRAGMA ignore_check_constraints = OFF")
+        assert db.execute("PRAGMA integrity_check").fetchone() == ("CHECK constraint failed in shipments",)
+        db.execute("ROLLBACK")
+
+
 def test_a_few_percent_are_late_and_carriers_differ(year):
     rates = {carrier: late / evaluated for carrier, late, evaluated in ask(
         year, "SELECT carrier, sum(late), sum(on_time + late) FROM rollup_lane WHERE carrier <> '' GROUP BY carrier")}
