@@ -365,7 +365,7 @@ def words_in(node):
         return words_in(node.body) | words_in(node.orelse)
     if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "next":
         return words_in(node.args[-1])
-    value = getattr(node, "value", getattr(node, "s", None))
+    value = node.value if hasattr(node, "value") else getattr(node, "s", None)    # s: before Python 3.8
     return {value} if isinstance(value, str) and WORD.match(value) else set()
 
 
@@ -445,10 +445,19 @@ def test_every_entry_of_the_runbook_says_meaning_first_commands_and_cure():
     assert [entry.splitlines()[0] for entry in entries if not all(part in entry for part in parts)] == []
 
 
+def anchors():
+    titles = re.findall(r"^##+ (.+)$", RUNBOOK.read_text(), re.MULTILINE)
+    return [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles]
+
+
 def test_no_anchor_of_the_runbook_is_given_twice():
-    titles = re.findall(r"^#+ (.+)$", RUNBOOK.read_text(), re.MULTILINE)
-    anchors = [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles]
-    assert len(anchors) == len(set(anchors))
+    assert len(anchors()) == len(set(anchors()))
+
+
+def test_every_link_to_an_entry_of_the_runbook_leads_somewhere():
+    pages = [RUNBOOK] + sorted(PAGES.glob("*.md"))
+    links = {link for page in pages for link in re.findall(r"\]\((?:\.\./runbook\.md)?#(\w+)\)", page.read_text())}
+    assert len(links) > 10 and links <= set(anchors())
 
 
 @pytest.mark.parametrize("page", sorted(path.name for path in PAGES.glob("[0-9]*.md")))
