@@ -34,12 +34,12 @@ import time
 SCHEMA = pathlib.Path(__file__).resolve().parent / "schema.sql"
 STOPS = (signal.SIGINT, signal.SIGTERM)
 BUSY_SECONDS = 10                       # how long a load waits for another writer
-CACHE_KIB = 64 * 1024                   # page cache: a load that outgrows it spills into the file and locks the readers out
+CACHE_KIB = 32 * 1024                   # page cache: a load that outgrows it spills into the file and locks the readers out
 INTERRUPT_STEPS = 100000                # SQLite instructions between two looks at the caught signals: a few milliseconds
 BULK_SHARE = 10                         # a load of at least a tenth of the table does without triggers
 RESERVED_BYTE = 0x40000000 + 1          # what a writer locks in the database file: RESERVED_BYTE in SQLite's os.h
 JOURNAL_MAGIC = bytes.fromhex("d9d505f920a163d7")  # a journal without it is void: sqlite.org/fileformat2.html, section 3
-DRAW_ROWS = 10000                       # between two states of the progress bar
+WATCH_ROWS = 10000                      # of a load between two looks at them, and two states of the progress bar
 
 HOUR, DAY = 3600, 86400                 # seconds
 MAX_ROWS = 10 * 1000 * 1000
@@ -179,21 +179,19 @@ def notice(text):
     print("seed.py: " + text, file=sys.stderr, flush=True)
 
 
-def progress(rows, total):
-    """The same rows, with a bar on stderr while they pass if that is a terminal."""
-    if not sys.stderr.isatty():
-        return rows
-    return drawing(rows, total)
-
-
-def drawing(rows, total):
+def watched(rows, total):
+    """The same rows, until a stop signal is caught; with a bar on stderr while they pass if that is a terminal."""
+    visible = sys.stderr.isatty()
     for done, row in enumerate(rows):
-        if done % DRAW_ROWS == 0:
-            filled = 40 * done // max(total, 1)
-            print("\r[%s%s] %s of %s rows" % ("#" * filled, " " * (40 - filled), "{:,}".format(done), "{:,}".format(total)),
-                  end="", file=sys.stderr, flush=True)
+        if done % WATCH_ROWS == 0:
+            if caught:                  # SQLite before 3.32 looks for an interruption only in loops of its own
+                raise InterruptedError
+            if visible:
+                filled = "#" * (40 * done // total)
+                print("\r[{:40}] {:,} of {:,} rows".format(filled, done, total), end="", file=sys.stderr, flush=True)
         yield row
-    print("\r\033[K", end="", file=sys.stderr, flush=True)
+    if visible:
+        print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
 @functools.lru_cache(maxsize=None)
@@ -380,9 +378,9 @@ def told(columns, values):
 
 @contextlib.contextmanager
 def load(db, rows):
-    """One transaction around the load of so many rows that are known to fit the table: staged under its constraints, or made here.
+    """One transaction around a load of so many rows, which are known to fit: staged under the table's constraints, or made here.
 
-    In a small load the triggers keep the rollups. A large one goes without triggers, without the CHECKs, which cost most of storing
+    In a small load the triggers keep the rollups. A large one does without them, without the CHECKs, which cost most of storing
     a row, and in an empty table without the indexes; then the rollups are made once, and all is put back as schema.sql has it.
     """
     with transaction(db):
@@ -459,7 +457,7 @@ def rhythm(rows, now):
 
 
 def standing(created, shipped, delivered, now, fate, last_mile):
-    """The status of a shipment now, and when it last changed."""
+    """The status of a shipment now, and when it last changed. fate, below 1, decides what goes wrong."""
     labelled, half, near = (3 * created + shipped) // 4, (shipped + delivered) // 2, (shipped + 4 * delivered) // 5
     if fate < 0.012 and labelled <= now:
         return "cancelled", labelled
@@ -520,7 +518,7 @@ def synthesize(args):
             raise Refused("%s holds shipments already; --append adds to them" % args.db)
         with load(db, args.rows):
             rows = shipments(args.rows, args.now, next_number(db), random.Random(args.random_seed))
-            db.executemany(INSERT, progress(rows, args.rows))
+            db.executemany(INSERT, watched(rows, args.rows))
     print("stored %d synthetic shipments in %s" % (args.rows, args.db))
     return 0
 
@@ -563,7 +561,6 @@ class Simulation:
         following = self.rng.choice(FOLLOWING[status])
         reason = self.rng.choice(REASONS) if following in ("exception", status) else None
         self.db.execute(ADVANCE, {"id": number, "status": following, "reason": reason, "now": stamp(now)})
-
 
     def check_identity(self):
         """Refuses to go on where the path no longer names the file that was opened."""
@@ -745,8 +742,12 @@ def command(args):
 
 
 def explained(error, path):
-    """What SQLite's message means here, and what to do."""
-    known = (
+    """What an error means here, and what to do."""
+    if isinstance(error, OSError):
+        return "%s: %s" % (error.filename or path, error.strerror)
+    if not isinstance(error, sqlite3.Error):
+        return str(error)
+    cures = (
         ("locked", "another process holds its lock; try again when that one is done"),
         ("readonly", "its file or folder may not be written; run as their owner, or grant it"),
         ("unable to open", "its file or folder may not be read or written; run as their owner, or grant it"),
@@ -755,8 +756,7 @@ def explained(error, path):
         ("not a database", "it is no SQLite file, or damaged; name another, or restore a backup"),
         ("malformed", "it is damaged; restore a backup"),
     )
-    cure = next((": " + cure for part, cure in known if part in str(error)), "")
-    return "%s: %s%s" % (path, error, cure)
+    return ": ".join([path, str(error)] + [cure for part, cure in cures if part in str(error)])
 
 
 def main(argv=None):
@@ -764,16 +764,12 @@ def main(argv=None):
     try:
         with catching_stops():
             return command(args)(args)
-    except (Refused, csv_mapping.MappingError) as error:
-        notice(str(error))
-    except sqlite3.Error as error:
-        if caught:                      # SQLite's own word is then "interrupted"
+    except (Refused, csv_mapping.MappingError, sqlite3.Error, OSError) as error:
+        if caught:                      # the error is then the interruption
             notice("stopped; %s is as it was" % args.db)
             return 128 + caught[0]
         notice(explained(error, args.db))
-    except OSError as error:
-        notice("%s: %s" % (error.filename or args.db, error.strerror))
-    return 1
+        return 1
 
 
 if __name__ == "__main__":

@@ -19,6 +19,11 @@ def seed(*args, **options):
                           stderr=subprocess.PIPE, universal_newlines=True, timeout=60, **options)
 
 
+def pending(columns):
+    """A mapping of pending shipments with some more columns."""
+    return "SELECT line, id AS reference, 'pending' AS status, %s FROM csv" % columns
+
+
 class Importer:
     """One database and one file with its mapping, all in a folder."""
 
@@ -104,11 +109,13 @@ def test_an_unknown_encoding_is_wrong_usage(load):
 
 
 def test_header_names_match_without_case_and_padding(load):
-    assert load.stored(" Id , STATE\nA, pending \n", 'SELECT line, "iD" AS reference, "state" AS status FROM csv') == [("A", "pending")]
+    mapping = 'SELECT line, "iD" AS reference, "state" AS status FROM csv'
+    assert load.stored(" Id , STATE\nA, pending \n", mapping) == [("A", "pending")]
 
 
 def test_a_repeated_header_name_is_refused_with_its_places(load):
-    assert load.refused("Type,id,type\n", PLAIN) == ["seed.py: file.csv: the header has 'type' in columns 1, 3; rename all but one"]
+    assert load.refused("Type,id,type\n", PLAIN) == [
+        "seed.py: file.csv: the header has 'type' in columns 1, 3; rename all but one"]
 
 
 def test_an_empty_header_name_is_refused_with_its_places(load):
@@ -157,13 +164,14 @@ def test_a_second_file_can_be_joined(load):
 
 
 def test_a_date_can_be_put_together_from_columns_and_moved(load):
-    mapping = """SELECT line, id AS reference, 'pending' AS status, parse_date(y || '-' || m || '-' || d, '%Y-%m-%d') AS created_at,
-                 date(parse_date(y || '-' || m || '-' || d, '%Y-%m-%d'), '+' || days || ' days') AS promised_at FROM csv"""
-    assert load.stored("id, y ,m,d,days\nA,2017,2,27,4\n", mapping, columns="created_at, promised_at") == [("2017-02-27", "2017-03-03")]
+    mapping = pending("""parse_date(y || '-' || m || '-' || d, '%Y-%m-%d') AS created_at,
+                         date(parse_date(y || '-' || m || '-' || d, '%Y-%m-%d'), '+' || days || ' days') AS promised_at""")
+    rows = load.stored("id, y ,m,d,days\nA,2017,2,27,4\n", mapping, columns="created_at, promised_at")
+    assert rows == [("2017-02-27", "2017-03-03")]
 
 
 def test_a_bad_date_inside_a_computation_is_told_and_not_stored_as_null(load):
-    mapping = "SELECT line, id AS reference, 'pending' AS status, date(parse_date(day, '%Y-%m-%d'), '+1 day') AS promised_at FROM csv"
+    mapping = pending("date(parse_date(day, '%Y-%m-%d'), '+1 day') AS promised_at")
     assert load.refused("id,day\nA,2017-01-01\nB,soon\nC,2017-01-02\n", mapping)[0] == (
         "file.csv line 3: an expression: 'soon' is not a date in the form '%Y-%m-%d'")
 
@@ -201,13 +209,14 @@ def test_month_names_do_not_depend_on_the_locale(load, monkeypatch):
     assert load.stored("id,day\nA,2-Dec-06\n", DATED.format("'%d-%b-%y'"), columns="delivered_at") == [("2006-12-02",)]
 
 
-@pytest.mark.parametrize("form, words", [("%Q", "whose parts may be"), ("%d-%m", "lacks a day, a month or a year"), ("%d%d", "each once")])
+@pytest.mark.parametrize("form, words", [
+    ("%Q", "whose parts may be"), ("%d-%m", "lacks a day, a month or a year"), ("%d%d", "each once")])
 def test_a_form_that_cannot_work_is_told_with_what_can(load, form, words):
     assert words in load.refused("id,day\nA,2-Jun-06\n", DATED.format("'%s'" % form))[0]
 
 
 def test_texts_that_mean_not_recorded_become_null_and_are_counted(load):
-    mapping = "SELECT line, id AS reference, 'pending' AS status, number(null_if(kg, 'later', 'See *')) AS weight_kg FROM csv"
+    mapping = pending("number(null_if(kg, 'later', 'See *')) AS weight_kg")
     done = load("id,kg\nA,See ASN-1\nB,later\nC,\nD,1.5\nE,See B\n", mapping)
     assert load.rows("weight_kg") == [(None,), (None,), (None,), (1.5,), (None,)]
     assert "made NULL: 2 See *; 1 later\n" in done.stdout
@@ -215,30 +224,31 @@ def test_texts_that_mean_not_recorded_become_null_and_are_counted(load):
 
 @pytest.mark.parametrize("text", ["See ASN-1", "1,5", "nan", "0x10", "1_000", "-"])
 def test_a_text_that_is_no_number_is_told(load, text):
-    mapping = "SELECT line, id AS reference, 'pending' AS status, number(kg) AS weight_kg FROM csv"
+    mapping = pending("number(kg) AS weight_kg")
     assert load.refused('id,kg\nA,"%s"\n' % text, mapping)[0] == "file.csv line 2: weight_kg: '%s' is not a number" % text
 
 
 def test_a_decimal_comma_is_read_where_it_is_named_and_grouping_is_not_guessed(load):
-    mapping = "SELECT line, id AS reference, 'pending' AS status, number(kg, ',') AS weight_kg FROM csv"
+    mapping = pending("number(kg, ',') AS weight_kg")
     assert load.refused('id,kg\nA,"1.234,5"\n', mapping)[0].endswith("'1.234,5' is not a number")
     assert load.stored('id,kg\nA,"1234,5"\n', mapping, columns="weight_kg") == [(1234.5,)]
 
 
 def test_an_infinite_number_is_refused_by_its_column(load):
-    mapping = "SELECT line, id AS reference, 'pending' AS status, number(kg) AS weight_kg FROM csv"
+    mapping = pending("number(kg) AS weight_kg")
     assert load.refused("id,kg\nA,9e999\n", mapping)[0] == "file.csv line 2: weight_kg: inf is not allowed by schema.sql"
 
 
 def test_values_are_mapped_and_an_unmapped_one_is_told(load):
-    mapping = "SELECT line, id AS reference, map_value(state, 'canceled', 'cancelled', 'shipped', 'in_transit') AS status FROM csv"
+    mapping = """SELECT line, id AS reference, map_value(state, 'canceled', 'cancelled', 'shipped', 'in_transit') AS status
+                 FROM csv"""
     assert load.refused("id,state\nA,shipped\nB,lost\n", mapping)[0] == (
         "file.csv line 3: status: 'lost' is not among the values of map_value")
     assert load.stored("id,state\nA,shipped\nB,canceled\n", mapping) == [("A", "in_transit"), ("B", "cancelled")]
 
 
 def test_a_cell_with_a_replacement_character_is_text_like_any_other(load):
-    mapping = "SELECT line, id AS reference, 'pending' AS status, place AS origin FROM csv"
+    mapping = pending("place AS origin")
     assert load.stored("id,place\nA,Bogot\ufffd\nB,CÃ´te\n", mapping, columns="origin") == [("Bogot\ufffd",), ("CÃ´te",)]
 
 
@@ -282,13 +292,11 @@ def test_importing_the_same_file_twice_changes_not_one_byte(load):
 
 
 def test_a_later_file_overwrites_what_it_names_and_leaves_the_rest(load):
-    load("id,state,place,kg\nA,pending,Lyon,5\nB,pending,Rome,6\n", "SELECT line, id AS reference, state AS status, place AS origin, "
-         "number(kg) AS weight_kg FROM csv")
+    load("id,place,kg\nA,Lyon,5\nB,Rome,6\n", pending("place AS origin, number(kg) AS weight_kg"))
     db = sqlite3.connect(str(load.db))
     db.execute("UPDATE shipments SET updated_at = '2020-01-01T00:00:00Z'")
     db.commit()
-    done = load("id,state,place\nA,pending,\nB,pending,Rome\nC,pending,\n", "SELECT line, id AS reference, state AS status, "
-                "place AS origin FROM csv")
+    done = load("id,place\nA,\nB,Rome\nC,\n", pending("place AS origin"))
     assert done.stdout.startswith("3 read, 1 stored, 1 updated, 1 unchanged\n")
     assert load.rows("reference, origin, weight_kg") == [("A", None, 5.0), ("B", "Rome", 6.0), ("C", None, None)]
     assert [stamp == "2020-01-01T00:00:00Z" for stamp, in load.rows("updated_at")] == [False, True, False]
@@ -299,7 +307,7 @@ def test_a_later_file_overwrites_what_it_names_and_leaves_the_rest(load):
 def test_a_small_and_a_large_import_leave_the_schema_as_it_was_and_the_rollups_exact(load, rows):
     seed(load.db, "--rows", 500)
     before = sorted(sqlite3.connect(str(load.db)).execute("SELECT name, sql FROM sqlite_master").fetchall(), key=str)
-    load("id\n" + "".join("N%d\n" % number for number in range(rows)), "SELECT line, id AS reference, 'exception' AS status FROM csv")
+    load("id\n" + "".join("N%d\n" % number for number in range(rows)), pending("'storm' AS exception_reason"))
     assert sorted(sqlite3.connect(str(load.db)).execute("SELECT name, sql FROM sqlite_master").fetchall(), key=str) == before
     assert seed(load.db, "--verify").stdout.startswith("verified %d shipments" % (500 + rows))
 
@@ -309,7 +317,7 @@ def test_a_small_and_a_large_import_leave_the_schema_as_it_was_and_the_rollups_e
     ("SELECT line, id AS reference, \"pending\" AS status FROM csv", "no such column: pending"),
     ("SELECT line, [idd] AS reference, 'pending' AS status FROM csv", "no such column: idd"),
     ("SELECT line, id AS reference, state AS status, 1 AS colour FROM csv", "colour cannot be imported"),
-    ("SELECT line, id AS reference, state AS status, '2020-01-01T00:00:00Z' AS updated_at FROM csv", "updated_at cannot be imported"),
+    (pending("'2020-01-01T00:00:00Z' AS updated_at"), "updated_at cannot be imported"),
     ("SELECT line, id AS reference, state AS status, state AS status FROM csv", "cannot be imported"),
     ("SELECT line, state AS status FROM csv", "names no reference, which every mapping must"),
     ("SELECT id AS reference FROM csv", "names no line, status, which every mapping must"),
@@ -389,7 +397,7 @@ def test_the_page_on_importing_says_what_is(scms, load):
     ("map_value('N/A', 'N/A', NULL)", None),
 ])
 def test_what_the_page_recommends_works(load, expression, value):
-    mapping = "SELECT line, id AS reference, 'pending' AS status, %s AS origin FROM csv" % expression
+    mapping = pending("%s AS origin" % expression)
     assert load.stored("id\nA\n", mapping, columns="origin") == [(value,)]
 
 
