@@ -561,7 +561,7 @@ def judge_target(site):
     """A warning when the service does not log to where it should, None when it does."""
     log, path = site.logging and site.logging["logging"], site.settings.log_file
     if log and log["fallback"]:
-        return Finding(WARNING, reason_of(log, "log_fallback"), "it logs to stdout: {} is {}".format(log["path"], log["reason"]))
+        return Finding(WARNING, reason_of(log, "log_fallback"), "it logs to stdout: {} cannot be written".format(log["path"]))
     if log and path and (log["target"] != "file" or os.path.realpath(log["path"] or "") != os.path.realpath(path)):
         return Finding(WARNING, "other_log", "it logs to {}, not to {}".format(log["path"] or log["target"], path))
     return None

@@ -377,6 +377,12 @@ class Trouble(Exception):
 MESSAGES = (  # in what sqlite3 says: the reason, where that alone decides
     ("is locked", "locked"), ("interrupted", "timeout"), ("no such ", "schema_mismatch"), ("decode to UTF-8", "encoding"),
     ("disk is full", "disk_full"), ("disk I/O error", "io_error"), ("not a database", "corrupt"), ("malformed", "corrupt"))
+DETAILS = {
+    "schema_mismatch": "a query asks for what is not there, though the schema is that of schema.sql: the files are of two releases",
+    "encoding": "a text is not UTF-8",
+    "disk_full": "no room for SQLite's temporary files",
+    "io_error": "the kernel reported an I/O error",
+}
 SQLITE_MAGIC = b"SQLite format 3\0"
 
 
@@ -440,7 +446,7 @@ def diagnose(error, path, waited):
     elif reason in (None, "corrupt"):
         reason, detail = look(path, reason)
     else:
-        detail = "see docs/runbook.md"
+        detail = DETAILS[reason]
     status = 500 if reason == "schema_mismatch" else 503
     return Trouble(reason, "database %s: %s (sqlite3: %s)" % (path, detail, message), status)
 
@@ -462,7 +468,9 @@ def ask(connection, now):
     moment = dict(bands, now=instant(now), hour=hour_of(now), since=since)
 
     def rows(sql, shape=tuple):
-        return [shape(row) for row in connection.execute(sql, moment)]
+        # Closed, since an error's traceback would keep the cursor, and with it the lock that keeps writers out.
+        with contextlib.closing(connection.execute(sql, moment)) as cursor:
+            return [shape(row) for row in cursor]
 
     return exposition.Figures(
         now=now,
@@ -572,7 +580,7 @@ class Store:
         except sqlite3.Error as error:
             if not ("is locked" in str(error) or "interrupted" in str(error)):
                 self.close()
-            raise diagnose(error, self.path, time.monotonic() - started)
+            raise diagnose(error, self.path, time.monotonic() - started) from None
 
     def reopen(self):
         """Opens the file that bears the name now. Raises Trouble or sqlite3.Error."""
@@ -604,7 +612,8 @@ class Store:
     def gone(self, error):
         """The Trouble of a path that has no file. The connection stays open: it may hold the last copy of the data."""
         detail = "database %s: %s" % (self.path, error.strerror)
-        descriptor, name = self.still_open() if self.connection else (None, "")
+        lost = self.connection and error.errno == errno.ENOENT
+        descriptor, name = self.still_open() if lost else (None, "")
         if name.endswith(" (deleted)"):
             detail += "; it was deleted, but is still open here: copy %s before any restart" % descriptor
         elif name:
@@ -660,7 +669,8 @@ class Store:
         self.measure(time.monotonic() - started)
 
     def one(self, sql):
-        return self.connection.execute(sql).fetchone()[0]
+        with contextlib.closing(self.connection.execute(sql)) as cursor:
+            return cursor.fetchone()[0]
 
     def errors(self):
         return [finding.text for finding in self.findings if finding.grade == "error"]
@@ -739,6 +749,7 @@ class Service:
         self.instance = uuid.uuid4().hex  # new at every start: how a restart proves that the new one answers
         self.started, self.started_at = time.monotonic(), clock()
         self.traffic = Traffic()
+        self.observe = self.traffic.observe
         self.in_flight = lambda: 0
         self.rendered = None, None, None  # snapshot, history, body
         self.routes = {"/metrics": self.metrics, "/livez": self.livez, "/readyz": self.readyz, "/healthz": self.readyz}
@@ -763,6 +774,10 @@ class Service:
         stack = "".join(traceback.format_exception(type(error), error, error.__traceback__))
         words = "%s: %s" % (type(error).__name__, error)
         event(logging.ERROR, "request_failed", reason="defect", error=words, stack=stack, **fields)
+
+    def starved(self, error):
+        event(logging.ERROR, "accept_failed", reason=errno_reason(error),
+              detail="no connection can be accepted: %s; trying again" % error.strerror)
 
     def metrics(self, request):
         history = self.history(request.query)
@@ -807,7 +822,7 @@ class Service:
     def schema_entry(self):
         errors, warnings = self.store.errors(), in_force(self.store.findings)
         if self.store.versions is None and self.store.trouble:
-            return health_entry("datastore", "warn", self.store.trouble.reason, "not compared yet")
+            return health_entry("datastore", "warn", self.store.trouble.reason, "schema not compared yet")
         status = "fail" if errors else "warn" if warnings else "pass"
         return health_entry("datastore", status, None if status == "pass" else "schema_mismatch", "; ".join(errors + warnings))
 
@@ -886,7 +901,7 @@ def check_store(store):
     try:
         store.snapshot()
     except Trouble as trouble:
-        if trouble.reason in ("missing", "not_a_file") or not store.size:
+        if trouble.reason in ("missing", "not_a_file") or store.size == 0:
             cure = "set METRICS_DB_PATH to the shipments database, or make one: python3 seed.py FILE"
             yield Finding("error", "%s; %s" % (trouble.detail, cure))
         elif trouble.reason != "schema_mismatch":
@@ -943,7 +958,7 @@ def check_exposure(settings):
 
 
 def check_port(settings):
-    """A port counts as good when it is free, or held by the process that holds our PID file's lock."""
+    """A port counts as good when it is free, or held by the running instance that would make way."""
     try:
         family, kind, _, _, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
         with contextlib.closing(socket.socket(family, kind)) as probe:
@@ -958,11 +973,9 @@ def check_port(settings):
 
 
 def running(settings):
-    """The process that holds our PID file's lock, or None."""
-    try:
-        return supervision.lock_holder(settings.pid_file)
-    except OSError:  # unreadable or a link; check_files says so
-        return None
+    """The PID of the instance that is proven to run with these settings, or None."""
+    instance = supervision.find(supervision.Target(settings.pid_file, settings.host, settings.port)).instance
+    return instance and instance.pid
 
 
 def port_trouble(settings, error, owners):
@@ -1026,7 +1039,9 @@ def command_check(env_file):
         findings += check_store(open_store(settings))
     refuse_errors(findings)
     report(findings)
-    print("ok: %s, http://%s:%d" % (settings.db_path, settings.host, settings.port))
+    warnings = sum(finding.grade == "warning" for finding in findings)
+    print("ok%s: %s, http://%s:%d" % (", with %d warning(s)" % warnings if warnings else "", settings.db_path, settings.host,
+                                      settings.port))
     return 0
 
 
@@ -1047,6 +1062,9 @@ def command_settings(env_file):
 
 def command_serve(env_file):
     settings, complaints = read_settings(env_file)
+    clashes = [finding.text for finding in check_clashes(settings, env_file)]
+    if clashes:  # the refusal itself must not be logged into the database
+        settings, complaints = settings._replace(log_file=None), complaints + clashes
     log = start_log(settings)
     with Signals() as signals:
         store = prepare(settings, complaints, env_file)
@@ -1073,7 +1091,7 @@ def prepare(settings, complaints, env_file):
 def listen(settings, service):
     """The Server, listening. Raises OSError whose text names who has the port."""
     try:
-        return webserver.Server((settings.host, settings.port), service.respond, service.traffic.observe, service.defect)
+        return webserver.Server((settings.host, settings.port), service)
     except OSError as error:
         owners = supervision.listeners(settings.host, settings.port) if error.errno == errno.EADDRINUSE else []
         raise OSError(port_trouble(settings, error, owners)) from error

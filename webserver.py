@@ -1,13 +1,15 @@
 """A small http.server: GET and HEAD over HTTP/1.1 with keep-alive, one thread a connection, a bound on their number.
 
-    Server((host, port), respond, observe).serve_forever()
+    Server((host, port), application).serve_forever()
 
-respond(Request) -> Response is the application; it is called in the connection's thread and must not raise.
-observe(request line, status, seconds) is told of every answer. This module knows nothing of shipments.
+The application has respond(Request) -> Response, called in the connection's thread, which must not raise, and is told what
+happens by observe(request line, status, seconds) for every answer, defect(exception) for what a thread did not expect and
+starved(OSError) when connections cannot be accepted. This module knows nothing of shipments.
 Errors are application/problem+json (RFC 9457).
 """
 
 import collections
+import errno
 import http.server
 import json
 import socket
@@ -20,6 +22,7 @@ from http import HTTPStatus
 
 BACKLOG = 128           # connections the kernel keeps waiting; the stock 5 turns a burst into resets
 MAX_CONNECTIONS = 64    # threads at most; who comes after that is told 503 at once
+ACCEPT_PAUSE = 0.1      # s between two tries to accept when no descriptor is left
 READ_TIMEOUT = 10       # s a connection may stay silent before it is closed
 METHODS = ("GET", "HEAD")
 FULL = b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 0\r\nRetry-After: 1\r\n\r\n"
@@ -57,7 +60,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         with self.server.working:
             response = self.respond()
             self.send(response)
-            self.server.observe(self.requestline, response.status, time.monotonic() - started)
+            self.server.application.observe(self.requestline, response.status, time.monotonic() - started)
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = do_PATCH = do_OPTIONS = do_TRACE = do_CONNECT = answer_request
 
@@ -68,7 +71,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self.refusal()
         target = urllib.parse.urlsplit(self.path)
         query = urllib.parse.parse_qs(target.query, keep_blank_values=True)
-        return self.server.respond(Request(self.command, target.path, query, self.headers))
+        return self.server.application.respond(Request(self.command, target.path, query, self.headers))
 
     def refusal(self):
         """The answer to any other method."""
@@ -98,7 +101,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.request_version = self.protocol_version  # else it would answer garbage as HTTP/0.9, without a status line
         self.command = self.command or ""
         self.send(self.refusal() if code == HTTPStatus.NOT_IMPLEMENTED else problem(code, message or HTTPStatus(code).phrase))
-        self.server.observe(self.requestline, int(code), 0.0)
+        self.server.application.observe(self.requestline, int(code), 0.0)
 
     def version_string(self):
         return "metrics_service"  # which Python runs is nobody's business outside
@@ -135,10 +138,10 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
     allow_reuse_address = True
     request_queue_size = BACKLOG
 
-    def __init__(self, address, respond, observe, defect):
-        """Binds and listens. Raises OSError. defect(exception) is told of what a connection's thread did not expect."""
+    def __init__(self, address, application):
+        """Binds and listens. Raises OSError."""
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-        self.respond, self.observe, self.defect = respond, observe, defect
+        self.application, self.starving = application, False
         self.working = Working()
         self.slots = threading.BoundedSemaphore(MAX_CONNECTIONS)
         self.stopping = False
@@ -148,6 +151,23 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
         """Binds without HTTPServer's look-up of the host's name, which can stall a start for minutes."""
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = self.server_address[:2]
+
+    def get_request(self):
+        try:
+            accepted = super().get_request()
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                self.starve(error)
+            raise  # socketserver passes over it
+        self.starving = False
+        return accepted
+
+    def starve(self, error):
+        """Says once that there are no descriptors, and waits a moment: the connection stays in the queue and would spin the loop."""
+        if not self.starving:
+            self.application.starved(error)
+        self.starving = True
+        time.sleep(ACCEPT_PAUSE)
 
     def process_request(self, request, client_address):
         if not self.slots.acquire(blocking=False):
@@ -165,7 +185,7 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
             request.sendall(FULL)
         except OSError:
             pass  # it left already
-        self.observe("", 503, 0.0)
+        self.application.observe("", 503, 0.0)
         self.shutdown_request(request)
 
     def process_request_thread(self, request, client_address):
@@ -177,7 +197,7 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
     def handle_error(self, request, client_address):
         error = sys.exc_info()[1]
         if not isinstance(error, (ConnectionError, socket.timeout)):  # a client that leaves early is no error of ours
-            self.defect(error)
+            self.application.defect(error)
 
     def stop(self, seconds):
         """Stops accepting and waits for the requests in flight; the number of those abandoned. Not from serve_forever's thread."""

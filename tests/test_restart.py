@@ -203,7 +203,7 @@ def test_a_restart_proves_that_a_new_process_answers(house):
     assert "restart_service: done: http://127.0.0.1:%d answers, instance " % house.port in result.err
 
 
-def test_a_service_without_its_pid_file_is_found_and_stopped(stand_in):
+def test_a_service_without_its_pid_file_is_found_and_stopped(house):
     old = stand_in.start()
     stand_in.pid_file.unlink()
     result = stand_in.run()

@@ -3,6 +3,7 @@
 import http.client
 import json
 import os
+import resource
 import signal
 import socket
 import sqlite3
@@ -12,7 +13,7 @@ from urllib.parse import quote
 
 import pytest
 
-from conftest import DEADLINE, ROOT, add_rows, copy_product, make_database
+from conftest import DEADLINE, ROOT, add_rows, copy_product, make_database, wait_for
 
 ROW = {"reference": "a", "status": "pending"}
 
@@ -161,6 +162,22 @@ def test_a_client_that_leaves_early_is_no_error(service):
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
             client.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
     assert service.get("/metrics")[1]["logging"]["errors_total"] == 0
+
+
+def test_without_descriptors_the_service_says_so_once_and_comes_back(service):
+    limits = resource.prlimit(service.process.pid, resource.RLIMIT_NOFILE)
+    used = len(os.listdir("/proc/%d/fd" % service.process.pid))
+    resource.prlimit(service.process.pid, resource.RLIMIT_NOFILE, (used, limits[1]))
+    with socket.create_connection((service.host, service.port), DEADLINE) as client:
+        client.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+        wait_for(lambda: "accept_failed reason=descriptors" in service.text(), "the log line")
+        client.settimeout(0.5)
+        with pytest.raises(socket.timeout):
+            client.recv(1)
+        resource.prlimit(service.process.pid, resource.RLIMIT_NOFILE, limits)
+        client.settimeout(DEADLINE)
+        assert client.recv(100).startswith(b"HTTP/1.1 200 ")
+    assert service.text().count("accept_failed") == 1
 
 
 def test_a_defect_is_one_log_line_a_500_and_no_harm(database, launch):

@@ -159,6 +159,13 @@ def test_one_file_for_two_purposes_is_refused_before_it_is_touched(tmp_path, dat
     assert any("error: %s and %s are the same file" % (one, other) in line for line in errors)
 
 
+def test_a_log_that_is_the_database_is_not_even_opened(tmp_path, database):
+    before = database.read_bytes()
+    code, lines, _ = run(tmp_path, METRICS_DB_PATH=str(database), METRICS_LOG_FILE=str(database), METRICS_PID_FILE="a.pid")
+    assert code == 78 and "METRICS_DB_PATH and METRICS_LOG_FILE are the same file" in lines[0]
+    assert database.read_bytes() == before
+
+
 def test_wrong_arguments_are_exit_1(tmp_path):
     code, _, errors = run(tmp_path, "--chekc")
     assert code == 1 and errors[-1] == "metrics_service.py: unrecognized arguments: --chekc; see --help"

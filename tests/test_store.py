@@ -233,6 +233,9 @@ def test_text_that_is_not_utf8_is_named(store, path):
     connection.execute("INSERT INTO shipments (reference, status, carrier) VALUES ('b', 'pending', CAST(x'FFFE' AS TEXT))")
     connection.commit()
     assert trouble(store)[:2] == ("encoding", 503)
+    connection.execute("UPDATE shipments SET carrier = 'b'")  # the cure: no reader's lock is left behind
+    connection.commit()
+    assert total(store) == 2
 
 
 def test_no_descriptor_left_is_named_and_heals(path):
