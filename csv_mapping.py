@@ -366,4 +366,9 @@ def stage(db, table, importable, source, report):
         read_table(db, name, path, source, report)
     columns = read_mapping(db, source.mapping, importable)
     db.execute(table.replace("CREATE TABLE shipments (", "CREATE TEMP TABLE incoming (line, ", 1))
-    return Staged(columns, read, map_rows(db, columns, source, report), functions.nulled)
+    try:
+        return Staged(columns, read, map_rows(db, columns, source, report), functions.nulled)
+    except sqlite3.OperationalError as error:
+        if "user-defined function" not in str(error):
+            raise
+        raise MappingError("%s: a function is given too few or too many values, or NULL for a form or pattern" % source.mapping)

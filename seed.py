@@ -14,7 +14,6 @@ Exit codes: 0 done; 1 failed, differences found or rows rejected; 2 wrong usage;
 
 import argparse
 import calendar
-import codecs
 import collections
 import contextlib
 import csv_mapping
@@ -680,9 +679,10 @@ def instant(text):
 
 
 def encoding(text):
-    """An argparse type: an encoding that Python knows."""
+    """An argparse type: an encoding of text that Python knows."""
     try:
-        return codecs.lookup(text).name
+        "".encode(text)
+        return text
     except LookupError:
         raise argparse.ArgumentTypeError("%r is no known encoding; some are utf-8, latin-1, cp1252, utf-16" % text)
 

@@ -104,8 +104,9 @@ def test_a_utf_16_file_is_read_and_one_without_a_mark_refused(load):
     assert load.stored("id,state\nA,pending\n".encode("utf-16"), PLAIN, "--encoding", "utf-16") == [("A", "pending")]
 
 
-def test_an_unknown_encoding_is_wrong_usage(load):
-    assert load("id,state\n", PLAIN, "--encoding", "klingon").returncode == 2
+@pytest.mark.parametrize("name", ["klingon", "hex"])
+def test_what_is_no_encoding_of_text_is_wrong_usage(load, name):
+    assert load("id,state\n", PLAIN, "--encoding", name).returncode == 2
 
 
 def test_header_names_match_without_case_and_padding(load):
@@ -245,6 +246,12 @@ def test_values_are_mapped_and_an_unmapped_one_is_told(load):
     assert load.refused("id,state\nA,shipped\nB,lost\n", mapping)[0] == (
         "file.csv line 3: status: 'lost' is not among the values of map_value")
     assert load.stored("id,state\nA,shipped\nB,canceled\n", mapping) == [("A", "in_transit"), ("B", "cancelled")]
+
+
+@pytest.mark.parametrize("call", ["number()", "number(id, ',', ' ')", "parse_date(id, NULL)", "null_if(id, NULL)"])
+def test_a_function_called_wrongly_is_told_as_a_fault_of_the_mapping(load, call):
+    assert load.refused("id\nA\n", pending(call + " AS origin")) == [
+        "seed.py: map.sql: a function is given too few or too many values, or NULL for a form or pattern"]
 
 
 def test_a_cell_with_a_replacement_character_is_text_like_any_other(load):
