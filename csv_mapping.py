@@ -30,13 +30,16 @@ FORM_PARTS = {
 }
 NEEDED_PARTS = (("day",), ("month", "month_name"), ("year", "short_year"))
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE | re.ASCII)
+PLAIN_SELECT = re.compile(r"\A((?:\s|--[^\n]*\n|/\*.*?\*/)*SELECT)\b(?!\s+DISTINCT\b)", re.IGNORECASE | re.DOTALL)
 SQL_QUOTES = re.compile(r"""'(?:[^']|'')*'|--[^\n]*|/\*.*?(?:\*/|\Z)|\[[^\]]*\]|`[^`]*`|"((?:[^"]|"")*)\"""", re.DOTALL)
 
 CREATE_TABLE = "CREATE TEMP TABLE {table} ({columns})"
 INSERT_RECORD = "INSERT INTO temp.{table} (rowid, {columns}) VALUES (?, {values})"
+DROP_MAPPING = "DROP VIEW IF EXISTS temp.mapping"
 CREATE_MAPPING = "CREATE TEMP VIEW mapping AS "
+PROBE_MAPPING = "SELECT line FROM mapping LIMIT 0"
 MAPPED_COLUMNS = "PRAGMA temp.table_info(mapping)"
-MAPPED = "SELECT line, {columns}, complaints() FROM mapping"
+MAPPED = "SELECT {line}, {columns}, complaints() FROM mapping"
 STAGE = "INSERT INTO incoming ({columns}) VALUES ({values}) {conflict}"
 ON_DUPLICATE = {                        # by --duplicates; a plain insert refuses
     "refuse": "",
@@ -100,42 +103,55 @@ def form_pattern(form):
     return pattern
 
 
-def year_and_month(parts):
-    short = int(parts.get("short_year") or 0)
-    year = int(parts.get("year") or (1900 if short > 68 else 2000) + short)
-    name = (parts.get("month_name") or "").lower()
-    return year, int(parts["month"]) if not name else next(n for n, month in enumerate(MONTHS, 1) if month.startswith(name))
-
-
-def hour_of_day(parts):
-    hour, half = int(parts["hour"]), (parts.get("half") or "").lower()
-    if half and not 1 <= hour <= 12:
-        raise ValueError("no such hour in half a day")
-    return hour if not half else hour % 12 + (12 if half == "pm" else 0)
-
-
-def moment(parts):
-    """The date, or with an hour the UTC instant, that the parts of a form make; ValueError where there is no such day or hour."""
-    year, month = year_and_month(parts)
-    if "hour" not in parts:
-        return datetime.date(year, month, int(parts["day"])).isoformat()
-    minute, second = int(parts.get("minute") or 0), int(parts.get("second") or 0)
-    at = datetime.datetime(year, month, int(parts["day"]), hour_of_day(parts), minute, second)
-    zone = parts.get("zone") or "z"
-    if zone not in "zZ":
-        ahead = datetime.timedelta(hours=int(zone[1:3]), minutes=int(zone[-2:]))
-        at = at + ahead if zone[0] == "-" else at - ahead
-    return at.isoformat() + "Z"
+# Dates and times of day recur where instants do not, so each is worked out once.
+@functools.lru_cache(maxsize=REMEMBERED)
+def date_of(day, month, month_name, year, short_year):
+    """'YYYY-MM-DD' from these parts of a form; ValueError where there is no such day."""
+    if year is None:
+        year = (1900 if int(short_year) > 68 else 2000) + int(short_year)
+    if month is None:
+        month = next(number for number, name in enumerate(MONTHS, 1) if name.startswith(month_name.lower()))
+    return datetime.date(int(year), int(month), int(day)).isoformat()
 
 
 @functools.lru_cache(maxsize=REMEMBERED)
+def clock_of(hour, half, minute, second):
+    """'THH:MM:SSZ' from these parts of a form; ValueError where there is no such time."""
+    hour = int(hour)
+    if half is not None:
+        if not 1 <= hour <= 12:
+            raise ValueError("no such hour in half a day")
+        hour = hour % 12 + (12 if half.lower() == "pm" else 0)
+    return datetime.time(hour, int(minute or 0), int(second or 0)).strftime("T%H:%M:%SZ")
+
+
+def utc(local, zone):
+    """The instant that a clock showed in a zone such as +05:30; OverflowError where that is in no year."""
+    ahead = datetime.timedelta(hours=int(zone[1:3]), minutes=int(zone[-2:]))
+    at = datetime.datetime(*map(int, re.findall(r"\d+", local)))
+    return (at + ahead if zone[0] == "-" else at - ahead).isoformat() + "Z"
+
+
+def moment(parts):
+    """The date, or with an hour the UTC instant, that the parts of a form make."""
+    get = parts.get
+    date = date_of(get("day"), get("month"), get("month_name"), get("year"), get("short_year"))
+    if "hour" not in parts:
+        return date
+    local = date + clock_of(get("hour"), get("half"), get("minute"), get("second"))
+    zone = get("zone")
+    return local if zone in (None, "z", "Z") else utc(local, zone)
+
+
 def parsed(text, forms):
     """The date or instant that the first fitting form reads in a text, or None."""
     for form in forms:
         match = form_pattern(form).fullmatch(text)
         if match:
-            with contextlib.suppress(ValueError, OverflowError):    # 31 February fits a form and is no day
+            try:
                 return moment(match.groupdict())
+            except (ValueError, OverflowError):     # 31 February fits a form and is no day
+                continue
     return None
 
 
@@ -285,12 +301,29 @@ def requoted(token):
     return token.group() if name is None else "`%s`" % name.replace('""', '"').replace("`", "``")
 
 
+def make_view(db, text):
+    """Makes the SELECT the temporary view mapping, which can only read; returns the names of its columns."""
+    db.execute(DROP_MAPPING)
+    db.execute(CREATE_MAPPING + text)
+    return [row[1].lower() for row in db.execute(MAPPED_COLUMNS)]
+
+
+def with_line(db, text, named):
+    """The columns of the mapping, the line added to them where that can be done by itself: in a plain SELECT from csv."""
+    if "line" not in named:
+        with contextlib.suppress(sqlite3.OperationalError):
+            named = make_view(db, PLAIN_SELECT.sub(r"\1 csv.rowid AS line,", text, 1))
+            db.execute(PROBE_MAPPING)
+            return named
+        make_view(db, text)
+    return named
+
+
 def read_mapping(db, path, importable):
-    """Makes the mapping a temporary view, which can only read; returns the importable columns that it names."""
+    """Makes the mapping a view; returns the columns that it has: importable ones, and line if it is known."""
     try:
-        text = pathlib.Path(path).read_text(encoding="utf-8-sig")
-        db.execute(CREATE_MAPPING + SQL_QUOTES.sub(requoted, text))
-        named = [row[1].lower() for row in db.execute(MAPPED_COLUMNS)]
+        text = SQL_QUOTES.sub(requoted, pathlib.Path(path).read_text(encoding="utf-8-sig"))
+        named = with_line(db, text, make_view(db, text))
     except UnicodeDecodeError:
         raise MappingError("%s is not UTF-8: save it as that" % path)
     # Several statements are a Warning before Python 3.12, a ProgrammingError since.
@@ -300,10 +333,10 @@ def read_mapping(db, path, importable):
     if unknown:
         raise MappingError("%s: %s cannot be imported; a mapping may name line, %s"
                            % (path, ", ".join(unknown), ", ".join(importable)))
-    missing = [column for column in ("line", "reference", "status") if column not in named]
+    missing = [column for column in ("reference", "status") if column not in named]
     if missing:
         raise MappingError("%s names no %s, which every mapping must" % (path, ", ".join(missing)))
-    return [column for column in named if column != "line"]
+    return named
 
 
 def faults(columns, values, complaints):
@@ -333,13 +366,13 @@ def duplicate(db, reference):
     return Fault("reference", complaint, "is repeated")
 
 
-def map_rows(db, columns, source, report):
+def map_rows(db, named, columns, source, report):
     """Maps the records into the table incoming, which refuses what shipments would; returns how many it then holds."""
     fields = ["line"] + columns
     conflict = ON_DUPLICATE[source.duplicates].format(changes=", ".join("{0} = excluded.{0}".format(field) for field in fields))
     take = STAGE.format(columns=", ".join(fields), values=", ".join("?" * len(fields)), conflict=conflict)
     execute, accepted = db.cursor().execute, 0
-    for *row, complaints in db.execute(MAPPED.format(columns=", ".join(columns))):
+    for *row, complaints in db.execute(MAPPED.format(line="line" if "line" in named else "'?'", columns=", ".join(columns))):
         if complaints:
             report.reject(source.csv, row[0], faults(fields, row, complaints))
             continue
@@ -364,10 +397,11 @@ def stage(db, table, importable, source, report):
     read = read_table(db, "csv", source.csv, source, report) + report.rows + sum(report.skipped.values())
     for name, path in source.table:
         read_table(db, name, path, source, report)
-    columns = read_mapping(db, source.mapping, importable)
+    named = read_mapping(db, source.mapping, importable)
+    columns = [column for column in named if column != "line"]
     db.execute(table.replace("CREATE TABLE shipments (", "CREATE TEMP TABLE incoming (line, ", 1))
     try:
-        return Staged(columns, read, map_rows(db, columns, source, report), functions.nulled)
+        return Staged(columns, read, map_rows(db, named, columns, source, report), functions.nulled)
     except sqlite3.OperationalError as error:
         if "user-defined function" not in str(error):
             raise

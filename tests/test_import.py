@@ -10,8 +10,8 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SCMS = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data" / "SCMS_Delivery_History_Dataset.csv"
-PLAIN = "SELECT line, id AS reference, state AS status FROM csv"
-DATED = "SELECT line, id AS reference, 'delivered' AS status, parse_date(day, {}) AS delivered_at FROM csv"
+PLAIN = "SELECT id AS reference, state AS status FROM csv"
+DATED = "SELECT id AS reference, 'delivered' AS status, parse_date(day, {}) AS delivered_at FROM csv"
 
 
 def seed(*args, **options):
@@ -21,7 +21,7 @@ def seed(*args, **options):
 
 def pending(columns):
     """A mapping of pending shipments with some more columns."""
-    return "SELECT line, id AS reference, 'pending' AS status, %s FROM csv" % columns
+    return "SELECT id AS reference, 'pending' AS status, %s FROM csv" % columns
 
 
 class Importer:
@@ -150,6 +150,20 @@ def test_an_unfinished_quote_is_told_at_the_line_where_it_opens(load):
 def test_a_quoted_line_break_keeps_the_line_numbers_right(load):
     assert load.refused('id,state\n"A\n1",pending\nB,gone\n', PLAIN)[0] == (
         "file.csv line 4: status: 'gone' is not allowed by schema.sql")
+
+
+@pytest.mark.parametrize("mapping, line", [
+    ("-- ours\n/* both */ select id AS reference, state AS status FROM csv", "3"),
+    ("SELECT id AS reference, csv.state AS status FROM csv JOIN csv AS other USING (id)", "3"),
+    ("SELECT id AS reference, state AS status FROM csv AS c", "?"),
+    ("SELECT c.rowid AS line, id AS reference, state AS status FROM csv AS c", "3"),
+    ("SELECT DISTINCT id AS reference, state AS status FROM csv", "?"),
+    ("WITH w AS (SELECT * FROM csv) SELECT id AS reference, state AS status FROM w", "?"),
+    ("WITH w AS (SELECT rowid AS line, * FROM csv) SELECT line, id AS reference, state AS status FROM w", "3"),
+    ("SELECT id AS reference, state AS status FROM csv UNION SELECT 'C', 'pending'", "?"),
+])
+def test_the_line_of_a_row_is_known_by_itself_in_a_plain_select(load, mapping, line):
+    assert load.refused("id,state\nA,pending\nB,lost\n", mapping)[0].startswith("file.csv line %s: status: 'lost'" % line)
 
 
 def test_a_column_of_the_file_named_line_leaves_the_rowid(load):
@@ -327,7 +341,7 @@ def test_a_small_and_a_large_import_leave_the_schema_as_it_was_and_the_rollups_e
     (pending("'2020-01-01T00:00:00Z' AS updated_at"), "updated_at cannot be imported"),
     ("SELECT line, id AS reference, state AS status, state AS status FROM csv", "cannot be imported"),
     ("SELECT line, state AS status FROM csv", "names no reference, which every mapping must"),
-    ("SELECT id AS reference FROM csv", "names no line, status, which every mapping must"),
+    ("SELECT id AS reference FROM csv", "names no status, which every mapping must"),
     ("DELETE FROM shipments", 'near "DELETE": syntax error'),
     ("SELECT line, id AS reference, state AS status FROM csv; DELETE FROM shipments", "one statement at a time"),
     ("WITH gone AS (SELECT 1) DELETE FROM shipments", 'near "DELETE": syntax error'),

@@ -204,12 +204,12 @@ def test_a_restart_proves_that_a_new_process_answers(house):
 
 
 def test_a_service_without_its_pid_file_is_found_and_stopped(house):
-    old = stand_in.start()
-    stand_in.pid_file.unlink()
-    result = stand_in.run()
+    old = house.start()
+    house.pid_file.unlink()
+    result = house.run()
     assert result.code == 0, result.err
-    assert "has a trusted user (uid %d), a lock on %s, port %d" % (os.getuid(), stand_in.pid_file, stand_in.port) in result.err
-    assert stand_in.services() == [stand_in.pid()] != [old]
+    assert "has a trusted user (uid %d), a lock on %s, port %d" % (os.getuid(), house.pid_file, house.port) in result.err
+    assert house.services() == [house.pid()] != [old]
 
 
 @pytest.mark.parametrize("content", [b"", b"1", b"12 34", b"\x00\xff"])

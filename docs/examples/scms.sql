@@ -1,7 +1,6 @@
 -- The SCMS delivery history, one shipment for each line item: 33 columns, comma, UTF-8 with a mark.
 -- Delivery dates are written 2-Jun-06, purchase orders 6/2/06 with the month first. What was not captured says so in words.
 SELECT
-  line,
   "ID" AS reference,
   map_value(null_if("Shipment Mode", 'N/A'), 'Air', 'air', 'Air Charter', 'air', 'Truck', 'road', 'Ocean', 'ocean') AS mode,
   "Manufacturing Site" AS origin,
