@@ -40,6 +40,8 @@ import traceback
 import urllib.parse
 import uuid
 
+sys.dont_write_bytecode = True  # --check must leave no trace, and a run by root no file that the service's user cannot replace
+
 import exposition
 import schema_check
 import supervision
@@ -1034,7 +1036,9 @@ def command_check(env_file):
     """Validates everything, takes no lock, creates no file; prints a line a finding."""
     settings, complaints = read_settings(env_file)
     findings = [Finding("error", complaint) for complaint in complaints]
-    findings += list(check_files(settings, env_file)) + list(check_exposure(settings)) + list(check_port(settings))
+    findings += list(check_files(settings, env_file)) + list(check_exposure(settings))
+    if not complaints:  # else the port may be a default that nobody wants
+        findings += check_port(settings)
     if settings.db_path:
         findings += check_store(open_store(settings))
     refuse_errors(findings)

@@ -16,7 +16,6 @@ COMMAND = [sys.executable, str(ROOT / "metrics_service.py")]
 def run(folder, *arguments, **env):
     """(exit code, stdout lines, stderr lines) of the command in a bare environment."""
     env["PATH"] = os.environ["PATH"]
-    env["PYTHONDONTWRITEBYTECODE"] = "1"
     done = subprocess.run(COMMAND + list(arguments), env=env, cwd=str(folder), stdin=subprocess.DEVNULL, timeout=20,
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
     return done.returncode, done.stdout.splitlines(), done.stderr.splitlines()
@@ -99,10 +98,15 @@ def test_an_env_file_that_cannot_be_read_is_refused_by_name(tmp_path):
 
 
 def test_check_says_ok_and_leaves_no_trace(tmp_path, database):
-    before = sorted(tmp_path.iterdir())
-    code, lines, errors = check(tmp_path, METRICS_DB_PATH=str(database), METRICS_LOG_FILE="new.log")
-    assert (code, lines, errors) == (0, ["ok: %s, http://127.0.0.1:0" % database], [])
-    assert sorted(tmp_path.iterdir()) == before
+    host = tmp_path / "host"
+    host.mkdir()
+    copy_product(host)
+    before = sorted(tmp_path.glob("**/*"))
+    env = {"METRICS_DB_PATH": str(database), "METRICS_PORT": "0", "METRICS_LOG_FILE": "new.log"}
+    done = subprocess.run([sys.executable, str(host / "metrics_service.py"), "--check"], env=env, cwd=str(tmp_path),
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True)
+    assert (done.returncode, done.stdout) == (0, "ok: %s, http://127.0.0.1:0\n" % database)
+    assert sorted(tmp_path.glob("**/*")) == before
 
 
 def test_a_database_that_does_not_exist_is_refused_and_not_created(tmp_path):
