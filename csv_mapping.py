@@ -53,8 +53,6 @@ FORGET_PROBE = "DELETE FROM incoming WHERE line = 0"
 RESERVED = {"csv", "mapping", "incoming"}   # names that a joined table cannot have
 
 Fault = collections.namedtuple("Fault", "column complaint reason")  # the complaint names the value, the reason does not
-
-
 Staged = collections.namedtuple("Staged", "columns read rows nulled")    # nulled: cells by the text that null_if was given
 
 

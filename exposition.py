@@ -18,7 +18,7 @@ AGE_BANDS = (("under_1_day", 1), ("1_to_3_days", 3), ("3_to_7_days", 7), ("over_
 
 Lane = collections.namedtuple("Lane", "name shipments open exception delivered on_time late late_seconds "
                                       "transits transit_seconds negative")
-Overdue = collections.namedtuple("Overdue", "carrier mode shipments under_1 under_3 under_7")
+Overdue = collections.namedtuple("Overdue", "carrier mode shipments band0 band1 band2")  # the first three of AGE_BANDS
 Hour = collections.namedtuple("Hour", "hour created delivered on_time late")
 Figures = collections.namedtuple("Figures", "now bounds statuses carriers modes carrier_transit mode_transit overdue "
                                             "exceptions hours newest_change future_changes schema_version")
@@ -45,6 +45,11 @@ def rounded(value, digits=6):
 
 def ratio(part, whole, digits=6):
     return round(part / whole, digits) if whole else None
+
+
+def sums(rows, shape, first):
+    """The sums of the columns from the named one on; zeros where there are no rows."""
+    return [sum(row[place] for row in rows) for place in range(shape._fields.index(first), len(shape._fields))]
 
 
 def quantile(counts, bounds, q):
@@ -98,7 +103,7 @@ def lane_documents(label, lanes, transit, figures):
 
 def shipments_document(figures, total):
     overdue = sum(row.shipments for row in figures.overdue)
-    bands = [sum(column) for column in zip(*(row[3:] for row in figures.overdue))] or [0, 0, 0]
+    bands = sums(figures.overdue, Overdue, "band0")
     return {
         "total": total.shipments,
         "open": total.open,
@@ -110,7 +115,7 @@ def shipments_document(figures, total):
 
 
 def flow_document(label, name, hours):
-    created, delivered, on_time, late = [sum(column) for column in zip(*(hour[1:] for hour in hours))] or (0, 0, 0, 0)
+    created, delivered, on_time, late = sums(hours, Hour, "created")
     return {label: name, "created": created, "delivered": delivered, "on_time": on_time, "late": late,
             "on_time_rate": ratio(on_time, on_time + late)}
 
@@ -132,7 +137,7 @@ def history_document(figures, hours):
 
 def metrics_document(figures, history):
     """The shipment figures: all of /metrics but the service's own blocks."""
-    total = Lane(None, *[sum(column) for column in zip(*(lane[1:] for lane in figures.modes))] or [0] * (len(Lane._fields) - 1))
+    total = Lane(None, *sums(figures.modes, Lane, "shipments"))
     transit = sum(figures.mode_transit.values(), collections.Counter())
     document = {
         "shipments": shipments_document(figures, total),

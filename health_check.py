@@ -37,7 +37,8 @@ from urllib.parse import urlsplit
 
 VERSION = "0.1.0"
 SERVICE = "metrics_service"         # who has to answer
-USER_AGENT = "health_check/" + VERSION
+AGENT = "health_check/"
+USER_AGENT = AGENT + VERSION
 RUNBOOK = "docs/runbook.md#"
 BODY_LIMIT = 4 << 20                # bytes; a real answer has some tens of thousands
 TEXT_LIMIT = 300                    # characters printed of a text that somebody else wrote
@@ -514,7 +515,7 @@ def is_error(entry):
     """Whether an entry is an error, unless a request of this very check caused it: the check would keep its own alarm alive."""
     if entry.level != "ERROR":
         return False
-    return not dict(LOG_FIELD.findall(entry.text)).get("user_agent", "").startswith("health_check/")
+    return not dict(LOG_FIELD.findall(entry.text)).get("user_agent", "").startswith(AGENT)
 
 
 def earliest(site, clock):

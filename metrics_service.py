@@ -47,6 +47,7 @@ import schema_check
 import supervision
 import webserver
 from exposition import hour_of, instant, quantile, ratio, rounded, unix_time
+from schema_check import Finding
 
 NAME = "metrics_service"
 VERSION = "0.1.0"
@@ -63,6 +64,8 @@ LATENCY_BOUNDS = (.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1.0, 2.
 
 # SQL, in the order of asking. An unknown carrier, mode or reason is '' in the rollups.
 
+CLOSED = "('delivered', 'returned', 'cancelled')"
+
 SCHEMA_VERSION = "PRAGMA schema_version"
 DATA_VERSION = "PRAGMA data_version"
 
@@ -71,13 +74,13 @@ BY_STATUS = "SELECT status, sum(shipments) FROM rollup_lane GROUP BY status"
 
 LANES = """
     SELECT {key}, sum(shipments),
-           sum(CASE WHEN status IN ('delivered', 'returned', 'cancelled') THEN 0 ELSE shipments END),
+           sum(CASE WHEN status IN {closed} THEN 0 ELSE shipments END),
            sum(CASE status WHEN 'exception' THEN shipments ELSE 0 END),
            sum(CASE status WHEN 'delivered' THEN shipments ELSE 0 END),
            sum(on_time), sum(late), sum(late_seconds), sum(transits), sum(transit_seconds), sum(negative)
     FROM rollup_lane GROUP BY {key} ORDER BY 2 DESC, 1"""
-LANES_BY_CARRIER = LANES.format(key="carrier")
-LANES_BY_MODE = LANES.format(key="mode")
+LANES_BY_CARRIER = LANES.format(key="carrier", closed=CLOSED)
+LANES_BY_MODE = LANES.format(key="mode", closed=CLOSED)
 
 TRANSIT = "SELECT {key}, le, sum(shipments) FROM rollup_transit GROUP BY {key}, le ORDER BY {key}, le"
 TRANSIT_BY_CARRIER = TRANSIT.format(key="carrier")
@@ -94,9 +97,8 @@ OVERDUE = """
     UNION ALL
     SELECT coalesce(carrier, ''), coalesce(mode, ''), count(*), count(*), 0, 0
     FROM shipments
-    WHERE status NOT IN ('delivered', 'returned', 'cancelled') AND promised_at IS NOT NULL
-      AND promised_at > :hour AND promised_at < :now
-    GROUP BY 1, 2"""
+    WHERE status NOT IN {closed} AND promised_at IS NOT NULL AND promised_at > :hour AND promised_at < :now
+    GROUP BY 1, 2""".format(closed=CLOSED)
 
 EXCEPTIONS = "SELECT reason, shipments FROM rollup_exception ORDER BY shipments DESC, reason"
 HOURS = "SELECT hour, created, delivered, on_time, late FROM rollup_hour WHERE hour >= :since AND hour <= :hour ORDER BY hour"
@@ -107,8 +109,6 @@ FUTURE_CHANGES = "SELECT count(*) FROM (SELECT 1 FROM shipments WHERE updated_at
 
 Setting = collections.namedtuple("Setting", "field default parse cure")
 Given = collections.namedtuple("Given", "value source folder")  # folder: where a relative path starts
-Settings = collections.namedtuple("Settings", "db_path host port log_file log_format log_level pid_file query_timeout "
-                                              "stale_seconds drain_seconds")
 
 
 def plain(value, folder):
@@ -152,6 +152,7 @@ SETTINGS = (
     Setting("stale_seconds", 60.0, number(float, 0, 3600), "a number of seconds, such as 60"),
     Setting("drain_seconds", 5.0, number(float, 0, 60), "a number of seconds, such as 5"),
 )
+Settings = collections.namedtuple("Settings", [setting.field for setting in SETTINGS])
 VARIABLES = collections.OrderedDict(("METRICS_" + setting.field.upper(), setting) for setting in SETTINGS)
 
 
@@ -165,7 +166,7 @@ def gather(env_file):
     return {name: value for name, value in given.items() if name.startswith("METRICS_")}
 
 
-def strangers(given):
+def unknown_settings(given):
     """A complaint for each METRICS_ variable that nothing reads: a misspelt setting must not be a silent default."""
     for name in sorted(given):
         if name not in VARIABLES and not name.startswith("METRICS_CHECK_"):
@@ -176,7 +177,7 @@ def strangers(given):
 
 def load_settings(given):
     """(Settings, complaints): a setting that is missing or bad has its default, and a complaint that names it and the cure."""
-    values, complaints = [], list(strangers(given))
+    values, complaints = [], list(unknown_settings(given))
     for name, setting in VARIABLES.items():
         value = setting.default
         if name in given and given[name].value:
@@ -371,16 +372,18 @@ def start_log(settings):
 class Trouble(Exception):
     """The shipment figures cannot be had: a reason word of the closed list, the detail as a sentence, the HTTP status."""
 
-    def __init__(self, reason, detail, status=503):
+    def __init__(self, reason, detail):
         super().__init__(detail)
-        self.reason, self.detail, self.status = reason, detail, status
+        self.reason, self.detail = reason, detail
+        self.status = 500 if reason == "schema_mismatch" else 503
 
 
 MESSAGES = (  # in what sqlite3 says: the reason, where that alone decides
     ("is locked", "locked"), ("interrupted", "timeout"), ("no such ", "schema_mismatch"), ("decode to UTF-8", "encoding"),
     ("disk is full", "disk_full"), ("disk I/O error", "io_error"), ("not a database", "corrupt"), ("malformed", "corrupt"))
 DETAILS = {
-    "schema_mismatch": "a query asks for what is not there, though the schema is that of schema.sql: the files are of two releases",
+    "schema_mismatch": "a query asks for what is not there, though the schema is that of schema.sql: "
+                       "the files are of two releases",
     "encoding": "a text is not UTF-8",
     "disk_full": "no room for SQLite's temporary files",
     "io_error": "the kernel reported an I/O error",
@@ -437,10 +440,14 @@ def lock_holders(path):
     return "held by " + ", ".join(map(supervision.describe, pids)) if pids else "whose process is not visible from here"
 
 
+def said(error):
+    """The reason word that a sqlite3.Error's message decides alone, or None."""
+    return next((reason for part, reason in MESSAGES if part in str(error)), None)
+
+
 def diagnose(error, path, waited):
     """The Trouble that a sqlite3.Error means. The connection it came from is closed, unless the reason is locked or timeout."""
-    message = str(error)
-    reason = next((reason for part, reason in MESSAGES if part in message), None)
+    reason = said(error)
     if reason == "locked":
         detail = "a writer holds the lock, %s; waited %.1f s" % (lock_holders(path), waited)
     elif reason == "timeout":
@@ -449,8 +456,7 @@ def diagnose(error, path, waited):
         reason, detail = look(path, reason)
     else:
         detail = DETAILS[reason]
-    status = 500 if reason == "schema_mismatch" else 503
-    return Trouble(reason, "database %s: %s (sqlite3: %s)" % (path, detail, message), status)
+    return Trouble(reason, "database %s: %s (sqlite3: %s)" % (path, detail, error))
 
 
 # Figures: everything one snapshot holds, asked in one read transaction
@@ -508,10 +514,13 @@ class Store:
         self.path, self.timeout, self.stale_seconds, self.clock = path, timeout, stale_seconds, clock
         self.wanted = schema_check.wanted_schema()
         self.lock = threading.Lock()
-        self.connection = self.inode = self.size = self.deadline = None
+        self.connection = None                      # open on the file `inode`, which last had `size` bytes
+        self.inode = self.size = None
+        self.deadline = None                        # monotonic time at which a query is interrupted
         self.versions, self.findings = None, []     # schema_version and user_version that the findings are about
-        self.data_version = self.last = self.good_at = None
-        self.trouble, self.failed_at = None, 0.0
+        self.last = self.good_at = None             # the last Figures, and when they were last known to be true (monotonic)
+        self.data_version = None                    # PRAGMA data_version of the last Figures
+        self.trouble, self.failed_at = None, 0.0    # of the last attempt, and its end (monotonic)
         self.said = None                            # (event, reason) of the last state logged, None for a good one
         self.queries, self.seconds, self.last_seconds, self.max_seconds = 0, 0.0, None, None
         self.failures, self.replaced = collections.Counter(), 0
@@ -580,7 +589,7 @@ class Store:
             with self.transaction(started + patience) as data_version:
                 self.read(int(self.clock()), data_version)
         except sqlite3.Error as error:
-            if not ("is locked" in str(error) or "interrupted" in str(error)):
+            if said(error) not in ("locked", "timeout"):
                 self.close()
             raise diagnose(error, self.path, time.monotonic() - started) from None
 
@@ -650,7 +659,7 @@ class Store:
             try:
                 return self.one(DATA_VERSION)
             except sqlite3.OperationalError as error:
-                if "is locked" not in str(error) or time.monotonic() >= patience_end:
+                if said(error) != "locked" or time.monotonic() >= patience_end:
                     raise
                 time.sleep(LOCK_POLL)
 
@@ -662,7 +671,7 @@ class Store:
             self.versions = versions
         if self.errors():
             raise Trouble("schema_mismatch", "database %s: %s; it needs the schema of this release (schema.sql)" % (
-                self.path, "; ".join(self.errors())), 500)
+                self.path, "; ".join(self.errors())))
         if self.last and self.last.now == now and self.data_version == data_version:
             return
         started = time.monotonic()
@@ -678,11 +687,13 @@ class Store:
         return [finding.text for finding in self.findings if finding.grade == "error"]
 
     def compare(self):
-        warned = in_force(self.findings)
+        before = in_force(self.findings)
         self.findings = schema_check.compare(schema_check.read_schema(self.connection), self.wanted)
-        for finding in in_force(self.findings):
-            event(logging.WARNING, "schema_warning", detail=finding)
-        if warned and not self.findings:
+        after = in_force(self.findings)
+        for finding in after:
+            if finding not in before:
+                event(logging.WARNING, "schema_warning", detail=finding)
+        if before and not after and not self.errors():
             event(logging.INFO, "schema_recovered", path=self.path)
 
     def measure(self, seconds):
@@ -787,7 +798,7 @@ class Service:
             return webserver.problem(400, "history must be a whole number of hours from 1 to %d" % exposition.HISTORY_HOURS)
         snapshot = self.store.snapshot()
         rendered = self.rendered  # once: another thread may set it meanwhile
-        if rendered[:2] != (snapshot, history) or snapshot.stale:
+        if rendered[:2] != (snapshot, history):
             self.rendered = rendered = snapshot, history, webserver.json_answer(200, self.document(snapshot, history))
         return rendered[2]
 
@@ -837,7 +848,7 @@ class Service:
 
     def document(self, snapshot, history):
         figures, stale = snapshot
-        document = {"service": self.service_document(), "generated_at": instant(figures.now), "stale": None}
+        document = {"service": None, "generated_at": instant(figures.now), "stale": None}  # the service's own block comes first
         if stale:
             document["stale"] = {"reason": stale.reason, "age_seconds": round(self.store.age(), 1), "detail": stale.detail}
         document.update(exposition.metrics_document(figures, history))
@@ -875,7 +886,7 @@ class Service:
             "newest_change_age_seconds": figures.now - unix_time(newest) if newest else None,
             "future_changes": figures and figures.future_changes,
             "schema_version": figures and figures.schema_version,
-            "size_bytes": store.size,
+            "size_bytes": store.size or 0,
             "queries_total": store.queries,
             "failures_total": sum(store.failures.values()),
             "failures": dict(store.failures),
@@ -886,9 +897,6 @@ class Service:
 
 
 # Validation: what only a person can mend is refused before anything is served
-
-Finding = schema_check.Finding
-
 
 class Refused(Exception):
     """The configuration or the schema is refused: findings, at least one of them an error."""
@@ -925,6 +933,16 @@ def writable(path):
     return None
 
 
+def check_clashes(settings, env_file):
+    """One file for two purposes would destroy it: the log is appended to, the PID file removed at the end."""
+    roles = {}
+    for role, path in (("METRICS_DB_PATH", settings.db_path), ("--env-file", env_file), ("METRICS_LOG_FILE", settings.log_file),
+                       ("METRICS_PID_FILE", settings.pid_file)):
+        other = roles.setdefault(os.path.realpath(path), role) if path else role
+        if other != role:
+            yield Finding("error", "%s and %s are the same file, %s; give each its own" % (other, role, path))
+
+
 def check_files(settings, env_file):
     yield from check_clashes(settings, env_file)
     why = writable(settings.log_file) if settings.log_file else None
@@ -934,16 +952,6 @@ def check_files(settings, env_file):
     why = supervision.path_fault(settings.pid_file)
     if why:
         yield Finding("error", why)
-
-
-def check_clashes(settings, env_file):
-    """One file for two purposes would destroy it: the log is appended to, the PID file removed at the end."""
-    roles = {}
-    for role, path in (("METRICS_DB_PATH", settings.db_path), ("--env-file", env_file), ("METRICS_LOG_FILE", settings.log_file),
-                       ("METRICS_PID_FILE", settings.pid_file)):
-        other = roles.setdefault(os.path.realpath(path), role) if path else role
-        if other != role:
-            yield Finding("error", "%s and %s are the same file, %s; give each its own" % (other, role, path))
 
 
 def loopback(host):
@@ -959,6 +967,18 @@ def check_exposure(settings):
                                  "without a password" % settings.host)
 
 
+def running(settings):
+    """The PID of the instance that is proven to run with these settings, or None."""
+    instance = supervision.find(supervision.Target(settings.pid_file, settings.host, settings.port)).instance
+    return instance and instance.pid
+
+
+def port_trouble(settings, error, owners):
+    names = ", ".join(supervision.describe(owner.pid) if owner.pid else "a process of another user" for owner in owners)
+    return "cannot listen on %s port %d: %s%s; set METRICS_PORT or METRICS_HOST" % (
+        settings.host, settings.port, error.strerror or error, ", it is taken by " + names if names else "")
+
+
 def check_port(settings):
     """A port counts as good when it is free, or held by the running instance that would make way."""
     try:
@@ -972,18 +992,6 @@ def check_port(settings):
         owners = supervision.listeners(settings.host, settings.port) if error.errno == errno.EADDRINUSE else []
         if holder is None or holder not in [owner.pid for owner in owners]:
             yield Finding("error", port_trouble(settings, error, owners))
-
-
-def running(settings):
-    """The PID of the instance that is proven to run with these settings, or None."""
-    instance = supervision.find(supervision.Target(settings.pid_file, settings.host, settings.port)).instance
-    return instance and instance.pid
-
-
-def port_trouble(settings, error, owners):
-    names = ", ".join(supervision.describe(owner.pid) if owner.pid else "a process of another user" for owner in owners)
-    return "cannot listen on %s port %d: %s%s; set METRICS_PORT or METRICS_HOST" % (
-        settings.host, settings.port, error.strerror or error, ", it is taken by " + names if names else "")
 
 
 def open_store(settings):
@@ -1032,50 +1040,6 @@ class Signals:
         self.writer.close()
 
 
-def command_check(env_file):
-    """Validates everything, takes no lock, creates no file; prints a line a finding."""
-    settings, complaints = read_settings(env_file)
-    findings = [Finding("error", complaint) for complaint in complaints]
-    findings += list(check_files(settings, env_file)) + list(check_exposure(settings))
-    if not complaints:  # else the port may be a default that nobody wants
-        findings += check_port(settings)
-    if settings.db_path:
-        findings += check_store(open_store(settings))
-    refuse_errors(findings)
-    report(findings)
-    warnings = sum(finding.grade == "warning" for finding in findings)
-    print("ok%s: %s, http://%s:%d" % (", with %d warning(s)" % warnings if warnings else "", settings.db_path, settings.host,
-                                      settings.port))
-    return 0
-
-
-def report(findings):
-    for finding in sorted(findings, key=lambda finding: schema_check.GRADES.index(finding.grade)):
-        print("%s: %s" % (finding.grade, finding.text), file=sys.stderr)
-
-
-def command_settings(env_file):
-    """Prints every setting as it would be used, NAME=value a line, for other programs to read."""
-    settings, complaints = read_settings(env_file)
-    for name, setting in VARIABLES.items():
-        value = getattr(settings, setting.field)
-        print("%s=%s" % (name, "" if value is None else value))
-    refuse_errors(Finding("error", complaint) for complaint in complaints)
-    return 0
-
-
-def command_serve(env_file):
-    settings, complaints = read_settings(env_file)
-    clashes = [finding.text for finding in check_clashes(settings, env_file)]
-    if clashes:  # the refusal itself must not be logged into the database
-        settings, complaints = settings._replace(log_file=None), complaints + clashes
-    log = start_log(settings)
-    with Signals() as signals:
-        store = prepare(settings, complaints, env_file)
-        with supervision.PidFile(settings.pid_file):
-            return serve(settings, log, store, signals)
-
-
 def prepare(settings, complaints, env_file):
     """The Store, once configuration and schema are found good. Raises Refused, having logged each finding."""
     try:
@@ -1118,6 +1082,50 @@ def serve(settings, log, store, signals, ready=lambda url: None):
         event(logging.WARNING, "requests_abandoned", count=abandoned, detail="not finished within METRICS_DRAIN_SECONDS")
     event(logging.INFO, "service_stopped", uptime=round(time.monotonic() - service.started, 1), abandoned=abandoned)
     return 0
+
+
+def report(findings):
+    for finding in sorted(findings, key=lambda finding: schema_check.GRADES.index(finding.grade)):
+        print("%s: %s" % (finding.grade, finding.text), file=sys.stderr)
+
+
+def command_check(env_file):
+    """Validates everything, takes no lock, creates no file; prints a line a finding."""
+    settings, complaints = read_settings(env_file)
+    findings = [Finding("error", complaint) for complaint in complaints]
+    findings += list(check_files(settings, env_file)) + list(check_exposure(settings))
+    if not complaints:  # else the port may be a default that nobody wants
+        findings += check_port(settings)
+    if settings.db_path:
+        findings += check_store(open_store(settings))
+    refuse_errors(findings)
+    report(findings)
+    warnings = sum(finding.grade == "warning" for finding in findings)
+    print("ok%s: %s, http://%s:%d" % (", with %d warning(s)" % warnings if warnings else "", settings.db_path, settings.host,
+                                      settings.port))
+    return 0
+
+
+def command_settings(env_file):
+    """Prints every setting as it would be used, NAME=value a line, for other programs to read."""
+    settings, complaints = read_settings(env_file)
+    for name, setting in VARIABLES.items():
+        value = getattr(settings, setting.field)
+        print("%s=%s" % (name, "" if value is None else value))
+    refuse_errors(Finding("error", complaint) for complaint in complaints)
+    return 0
+
+
+def command_serve(env_file):
+    settings, complaints = read_settings(env_file)
+    clashes = [finding.text for finding in check_clashes(settings, env_file)]
+    if clashes:  # the refusal itself must not be logged into the database
+        settings, complaints = settings._replace(log_file=None), complaints + clashes
+    log = start_log(settings)
+    with Signals() as signals:
+        store = prepare(settings, complaints, env_file)
+        with supervision.PidFile(settings.pid_file):
+            return serve(settings, log, store, signals)
 
 
 def demo_settings(env_file, folder):

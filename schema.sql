@@ -118,7 +118,8 @@ CREATE TABLE departed (
   created_at TEXT, shipped_at TEXT, promised_at TEXT, delivered_at TEXT, exception_reason TEXT
 );
 
--- What one shipment adds to the rollups: every definition in the product's figures stands here, once.
+-- What one shipment adds to the rollups: every definition of a figure stands here, once, but that of open, which indexes and
+-- queries must repeat.
 -- sign is 1 for a shipment and -1 for a departed one.
 CREATE VIEW facts AS
 SELECT

@@ -51,8 +51,9 @@ def read_table(connection, name, sql):
         if is_unique and origin == "u":
             members = connection.execute("PRAGMA index_info(%s)" % quoted(index)).fetchall()
             unique.add(tuple(column.lower() for _, _, column in members))
-    foreign = {(row[3].lower(), row[2].lower()) for row in connection.execute("PRAGMA foreign_key_list(%s)" % quoted(name))}
-    return Table({row[1].lower(): row[2].upper() for row in info}, key, unique, foreign, tokens(sql))
+    keys = connection.execute("PRAGMA foreign_key_list(%s)" % quoted(name)).fetchall()
+    foreign = {(column.lower(), parent.lower()) for _, _, parent, column, *_ in keys}
+    return Table({column.lower(): kind.upper() for _, column, kind, *_ in info}, key, unique, foreign, tokens(sql))
 
 
 def read_schema(connection):

@@ -16,7 +16,6 @@ import argparse
 import calendar
 import collections
 import contextlib
-import csv_mapping
 import datetime
 import fcntl
 import functools
@@ -29,6 +28,8 @@ import signal
 import sqlite3
 import sys
 import time
+
+import csv_mapping
 
 SCHEMA = pathlib.Path(__file__).resolve().parent / "schema.sql"
 STOPS = (signal.SIGINT, signal.SIGTERM)
@@ -254,8 +255,8 @@ def check_ours(db, path):
         raise Refused("%s is not a shipments database: it has no table shipments; name another file" % path)
     version, = db.execute("PRAGMA user_version").fetchone()
     if version != schema().version:
-        raise Refused("%s has schema version %d, this seed.py writes version %d: see migrate.py %s plan"
-                      % (path, version, schema().version, path))
+        raise Refused("%s has schema version %d, this seed.py writes version %d: use the release that made it"
+                      % (path, version, schema().version))
     missing = schema().objects - present
     if missing:
         raise Refused("%s has no %s, which schema.sql demands: restore it from a backup" % (path, ", ".join(sorted(missing))))

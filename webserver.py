@@ -100,8 +100,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.close_connection = True
         self.request_version = self.protocol_version  # else it would answer garbage as HTTP/0.9, without a status line
         self.command = self.command or ""
-        self.send(self.refusal() if code == HTTPStatus.NOT_IMPLEMENTED else problem(code, message or HTTPStatus(code).phrase))
-        self.server.application.observe(self.requestline, int(code), 0.0)
+        unknown = code == HTTPStatus.NOT_IMPLEMENTED  # a method that http.server found no do_ for
+        response = self.refusal() if unknown else problem(code, message or HTTPStatus(code).phrase)
+        self.send(response)
+        self.server.application.observe(self.requestline, response.status, 0.0)
 
     def version_string(self):
         return "metrics_service"  # which Python runs is nobody's business outside
@@ -163,7 +165,7 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
         return accepted
 
     def starve(self, error):
-        """Says once that there are no descriptors, and waits a moment: the connection stays in the queue and would spin the loop."""
+        """Says once that there are no descriptors, and waits a moment: the connection stays queued and would spin the loop."""
         if not self.starving:
             self.application.starved(error)
         self.starving = True
@@ -200,7 +202,7 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
             self.application.defect(error)
 
     def stop(self, seconds):
-        """Stops accepting and waits for the requests in flight; the number of those abandoned. Not from serve_forever's thread."""
+        """Stops accepting, waits for the requests in flight; the number of those abandoned. Not in serve_forever's thread."""
         self.stopping = True
         self.shutdown()
         self.server_close()

@@ -142,8 +142,9 @@ def launch(tmp_path):
 
 
 def pytest_sessionfinish(session, exitstatus):
-    """In CI a skipped test is a failure: what could not run there proves nothing."""
-    skipped = session.config.pluginmanager.get_plugin("terminalreporter").stats.get("skipped", [])
+    """In CI a skipped test is a failure: what could not run there proves nothing. Only real data may be absent, by its licence."""
+    reports = session.config.pluginmanager.get_plugin("terminalreporter").stats.get("skipped", [])
+    skipped = [report.nodeid for report in reports if "SCMS delivery history" not in str(report.longrepr)]
     if os.environ.get("CI") and skipped and exitstatus == 0:
         session.exitstatus = 1
-        print("\nskipped in CI: " + ", ".join(report.nodeid for report in skipped))
+        print("\nskipped in CI: " + ", ".join(skipped))

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+import health_check
+import metrics_service
 from conftest import FILES, ROOT
 
 MODULES = sorted(path for path in ROOT.glob("*.py"))
@@ -41,6 +43,10 @@ def test_nothing_imports_the_service_and_the_check_imports_no_sibling():
     graph = {path.stem: set(imported(path)) & OWN for path in MODULES}
     assert not any("metrics_service" in names for names in graph.values())
     assert graph["health_check"] == graph["supervision"] == graph["exposition"] == graph["webserver"] == set()
+
+
+def test_the_check_calls_itself_what_the_service_excuses():
+    assert health_check.AGENT == metrics_service.CHECK_AGENT
 
 
 def test_the_product_runs_without_site_packages():

@@ -3,6 +3,7 @@
 import http.client
 import json
 import os
+import re
 import resource
 import signal
 import socket
@@ -13,6 +14,7 @@ from urllib.parse import quote
 
 import pytest
 
+import webserver
 from conftest import DEADLINE, ROOT, add_rows, copy_product, make_database, wait_for
 
 ROW = {"reference": "a", "status": "pending"}
@@ -30,11 +32,13 @@ def lock(path):
     return connection
 
 
-# ---- Routes
+# Routes
 
 def test_livez_names_service_and_instance_and_needs_no_database(service, database):
     database.unlink()
-    assert service.get("/livez") == (200, {"service": "metrics_service", "instance": service.get("/livez")[1]["instance"]})
+    status, document = service.get("/livez")
+    assert (status, sorted(document), document["service"]) == (200, ["instance", "service"], "metrics_service")
+    assert re.match(r"[0-9a-f]{32}\Z", document["instance"])
 
 
 def test_every_start_is_a_new_instance(database, launch):
@@ -104,6 +108,15 @@ def test_a_renamed_column_is_500_while_the_process_lives(service, database):
     assert service.get("/readyz")[1]["checks"]["database:schema"][0]["output"] == "column shipments.weight_kg is missing"
 
 
+def test_a_log_that_fell_back_is_ready_with_a_warning(launch, database):
+    service = launch(database, log_file="/nonexistent/a.log")
+    status, document = service.get("/readyz")
+    assert (status, document["status"]) == (200, "warn")
+    assert document["checks"]["log:target"] == [{
+        "componentType": "system", "status": "warn", "reason": "missing",
+        "output": "the log file /nonexistent/a.log cannot be written; logging to stdout"}]
+
+
 def test_a_missing_trigger_is_ready_with_a_warning(service, database):
     sqlite3.connect(str(database)).execute("DROP TRIGGER shipments_update")
     status, document = service.get("/readyz")
@@ -130,11 +143,38 @@ def test_an_unknown_path_is_a_problem_that_names_the_known(service):
 def test_other_methods_are_405_with_allow(service, method):
     status, headers, _ = service.request("/metrics", method)
     assert (status, headers["Allow"]) == (405, "GET, HEAD")
+    assert service.get("/metrics")[1]["requests"]["by_code"] == {"405": 1}
+
+
+def exchange(service, data):
+    """All bytes that come back for these bytes, up to the end of the connection."""
+    with socket.create_connection((service.host, service.port), DEADLINE) as client:
+        client.sendall(data)
+        client.shutdown(socket.SHUT_WR)
+        return b"".join(iter(lambda: client.recv(65536), b""))
 
 
 def test_head_is_get_without_the_body(service):
-    status, headers, body = service.request("/livez", "HEAD")
-    assert (status, body) == (200, b"") and headers["Content-Length"] == str(len(service.request("/livez")[2]))
+    length = len(service.request("/livez")[2])
+    answers = exchange(service, b"HEAD /livez HTTP/1.1\r\nHost: x\r\n\r\nGET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+    first, second = answers.split(b"\r\n\r\n", 1)
+    assert b"Content-Length: %d" % length in first and second.startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_body_is_never_taken_for_the_next_request(service):
+    inner = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
+    answers = exchange(service, b"POST /livez HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(inner), inner))
+    assert answers.count(b"HTTP/1.1 ") == 1 and b"Connection: close" in answers
+
+
+def test_connections_are_bounded_and_their_places_come_back(service):
+    for _ in range(webserver.MAX_CONNECTIONS + 6):
+        assert service.request("/livez")[0] == 200
+    idle = [socket.create_connection((service.host, service.port), DEADLINE) for _ in range(webserver.MAX_CONNECTIONS)]
+    wait_for(lambda: exchange(service, b"") == webserver.FULL, "the bound")
+    for client in idle:
+        client.close()
+    wait_for(lambda: exchange(service, b"GET /livez HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.1 200 "), "a place")
 
 
 def test_one_connection_carries_many_requests_and_tells_no_version(service):
@@ -146,12 +186,14 @@ def test_one_connection_carries_many_requests_and_tells_no_version(service):
         assert response.headers["Server"] == "metrics_service"
 
 
-@pytest.mark.parametrize("data", [b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n", b"GET\r\n\r\n", b"BREW / HTTP/1.1\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n",
-                                  b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 200 + b"\r\n", b"G" * 70000 + b"\r\n\r\n"])
-def test_what_is_no_request_is_refused_and_the_service_lives_on(service, data):
+@pytest.mark.parametrize("data, status", [
+    (b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n", 400), (b"GET\r\n\r\n", 400), (b"GET / HTTP/9.9\r\n\r\n", 505),
+    (b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 200 + b"\r\n", 431), (b"G" * 70000 + b"\r\n\r\n", 414)])
+def test_what_is_no_request_is_refused_and_the_service_lives_on(service, data, status):
     with socket.create_connection((service.host, service.port), DEADLINE) as client:
         client.sendall(data)
-        assert client.recv(4096).startswith(b"HTTP/1.1 4") or data.startswith(b"GET / HTTP/9.9")
+        assert client.recv(4096).startswith(b"HTTP/1.1 %d " % status)
+    assert service.get("/metrics")[1]["requests"]["by_code"] == {str(status): 1}
     assert service.get("/livez")[0] == 200
     assert "Traceback" not in service.text() and "request_failed" not in service.text()
 
@@ -193,7 +235,7 @@ def test_a_defect_is_one_log_line_a_500_and_no_harm(database, launch):
     assert service.get("/livez")[0] == 200
 
 
-# ---- Start
+# Start
 
 def test_a_refused_configuration_is_exit_78_and_a_line_in_the_log(launch, tmp_path):
     service = launch(tmp_path / "typo.db", wait=False, log_file=tmp_path / "a.log", port="x")
@@ -206,7 +248,8 @@ def test_a_refused_configuration_is_exit_78_and_a_line_in_the_log(launch, tmp_pa
 def test_a_database_that_is_merely_locked_starts_and_becomes_ready(launch, database):
     with_lock = lock(database)
     service = launch(database, query_timeout=0.2)
-    assert service.get("/readyz")[0] == 503
+    status, document = service.get("/readyz")
+    assert (status, document["checks"]["database:schema"][0]["output"]) == (503, "schema not compared yet")
     with_lock.close()
     assert service.get("/readyz")[0] == 200
 
@@ -245,9 +288,9 @@ def test_a_port_in_use_is_exit_1_and_names_the_holder(database, launch):
     assert not (second.folder / "service.pid").exists()
 
 
-# ---- Stop
+# Stop
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_stops_cleanly_and_removes_the_pid_file(service, number):
     assert (service.folder / "service.pid").read_text() == "%d\n" % service.process.pid
     assert service.stop(number) == 0
@@ -277,7 +320,7 @@ def test_a_request_in_flight_is_finished_before_the_end(launch, database):
 
 
 def test_what_does_not_finish_in_time_is_abandoned_and_counted(launch, database):
-    service = launch(database, query_timeout=5, drain_seconds=0.2)
+    service = launch(database, query_timeout=5, stale_seconds=0, drain_seconds=0.2)
     with_lock = lock(database)
     with send_and_wait(service):
         assert service.stop() == 0
@@ -299,7 +342,16 @@ def test_a_kill_leaves_nothing_that_hinders_the_next_start(database, launch):
     assert second.get("/livez")[0] == 200
 
 
-# ---- The copied folder
+# The copied folder, odd addresses and names
+
+def test_an_ipv6_address_is_listened_on(launch, database):
+    service = launch(database, wait=False, host="::1")
+    wait_for(lambda: "url=http://[::1]:" in service.text(), "the address")
+    port = int(service.text().split("url=http://[::1]:")[1].split()[0])
+    with socket.create_connection(("::1", port), DEADLINE) as client:
+        client.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert client.recv(100).startswith(b"HTTP/1.1 200 ")
+
 
 def test_a_copy_of_the_folder_runs_under_a_bare_environment(tmp_path, database):
     copy_product(tmp_path)

