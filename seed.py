@@ -428,7 +428,7 @@ def rebuild_all(args):
     return 0
 
 
-def stamp(seconds):
+def instant(seconds):
     """The instant of so many seconds since 1970."""
     return day(seconds // DAY) + MINUTES[seconds // 60 % 1440] + SECONDS[seconds % 60]
 
@@ -486,15 +486,15 @@ def shipment(number, lane, created, now, lost, draw):
         lane.mode, lane.service,
         ORIGINS[int(draw() * len(ORIGINS))], DESTINATIONS[int(draw() * len(DESTINATIONS))],
         status,
-        stamp(created),
-        stamp(shipped) if moving else None,
-        None if blank > 0.992 else day(promised // DAY) if lane.days > 2 else stamp(promised),
-        stamp(delivered) if status == "delivered" else None,
+        instant(created),
+        instant(shipped) if moving else None,
+        None if blank > 0.992 else day(promised // DAY) if lane.days > 2 else instant(promised),
+        instant(delivered) if status == "delivered" else None,
         round(lane.kilograms * (0.3 + 1.4 * draw()), 1) if blank < 0.97 else None,
         round(lane.price * (0.8 + 0.4 * draw()), 2) if moving else None,
         "EUR" if moving else None,
         REASONS[int(draw() * len(REASONS))] if fate < 0.05 and moving and changed > shipped else None,
-        stamp(changed),
+        instant(changed),
     )
 
 
@@ -554,13 +554,13 @@ class Simulation:
     def create(self, now):
         lane, = self.rng.choices(LANES, SHARES)
         fresh = Shipment._make(shipment(next_number(self.db), lane, now, now, False, self.rng.random))
-        fresh = fresh._replace(promised_at=stamp(now + lane.days * LIVE_DAY))
+        fresh = fresh._replace(promised_at=instant(now + lane.days * LIVE_DAY))
         self.pool.append(self.db.execute(INSERT, fresh).lastrowid)
 
     def advance(self, number, status, now):
         following = self.rng.choice(FOLLOWING[status])
         reason = self.rng.choice(REASONS) if following in ("exception", status) else None
-        self.db.execute(ADVANCE, {"id": number, "status": following, "reason": reason, "now": stamp(now)})
+        self.db.execute(ADVANCE, {"id": number, "status": following, "reason": reason, "now": instant(now)})
 
     def check_identity(self):
         """Refuses to go on where the path no longer names the file that was opened."""
@@ -671,7 +671,7 @@ def bounded(kind, low, high):
     return read
 
 
-def instant(text):
+def unix_time(text):
     """An argparse type: the seconds since 1970 of a UTC date or instant."""
     try:
         return calendar.timegm(time.strptime((text + "T00:00:00Z")[:20], "%Y-%m-%dT%H:%M:%SZ"))
@@ -715,7 +715,7 @@ def parse(argv):
         add(option, action="store_true", help=what)
     add("--rows", metavar="N", type=bounded(int, 1, MAX_ROWS), default=50000, help="synthetic shipments to store (default 50000)")
     add("--random-seed", metavar="S", type=int, default=1, help="another number gives other shipments (default 1)")
-    add("--now", metavar="T", type=instant, default=int(time.time()), help="the moment at which they stand, in UTC (default now)")
+    add("--now", metavar="T", type=unix_time, default=int(time.time()), help="the moment at which they stand, in UTC (default now)")
     add("--append", action="store_true", help="add synthetic shipments to those there")
     add("--csv", metavar="FILE", help="import this file")
     add("--mapping", metavar="FILE.sql", help="the SELECT that names its columns as ours")

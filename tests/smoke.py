@@ -48,9 +48,11 @@ class Smoke(unittest.TestCase):
     def seed(self, rows=2000):
         self.run_tool("seed.py", "shipments.db", "--rows", str(rows), "--now", NOW, "--random-seed", "1")
 
+    def url(self):
+        return "http://127.0.0.1:" + re.search(r"PORT=(\d+)", (self.folder / "metrics.env").read_text()).group(1)
+
     def get(self, path):
-        port = re.search(r"PORT=(\d+)", (self.folder / "metrics.env").read_text()).group(1)
-        with urllib.request.urlopen("http://127.0.0.1:%s%s" % (port, path), timeout=DEADLINE) as response:
+        with urllib.request.urlopen(self.url() + path, timeout=DEADLINE) as response:
             return json.loads(response.read().decode())
 
     def test_seeded_rows_are_whole_and_verified(self):
@@ -90,8 +92,7 @@ class Smoke(unittest.TestCase):
         self.run_tool("restart", "restart")
         self.assertNotEqual(self.get("/livez")["instance"], first["service"]["instance"])
         self.run_tool("restart", "status")
-        url = re.search(r"PORT=(\d+)", (self.folder / "metrics.env").read_text()).group(1)
-        self.assertIn("ok", self.run_tool("health_check.py", "--url", "http://127.0.0.1:" + url).lower())
+        self.assertIn("metrics_service OK", self.run_tool("health_check.py", "--url", self.url()))
 
     def test_a_missing_setting_is_refused_and_the_check_of_nobody_fails(self):
         (self.folder / "metrics.env").write_text("METRICS_PORT=0\n")
@@ -103,7 +104,8 @@ class Smoke(unittest.TestCase):
         scratch = self.folder / "tmp"
         scratch.mkdir()
         demo = subprocess.Popen([sys.executable, "metrics_service.py", "--demo"], cwd=str(self.folder), stdout=subprocess.PIPE,
-                                universal_newlines=True, env={"PATH": os.environ["PATH"], "TMPDIR": str(scratch), "METRICS_PORT": "0"})
+                                universal_newlines=True,
+                                env={"PATH": os.environ["PATH"], "TMPDIR": str(scratch), "METRICS_PORT": "0"})
         url = next(line.split()[2] for line in demo.stdout if line.startswith("demo: open "))
         with urllib.request.urlopen(url.rstrip(","), timeout=DEADLINE) as response:
             self.assertGreater(json.loads(response.read().decode())["shipments"]["open"], 0)

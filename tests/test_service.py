@@ -1,5 +1,6 @@
 """The service as a process: what it answers, how it starts, stops and survives."""
 
+import calendar
 import http.client
 import json
 import os
@@ -10,6 +11,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import time
 from urllib.parse import quote
 
 import pytest
@@ -94,8 +96,18 @@ def test_failures_are_counted_and_the_own_blocks_stay_visible(service, database)
     assert (status, document["reason"]) == (503, "missing")
     assert document["database"]["failures"] == {"missing": 1}
     assert document["logging"]["errors_total"] == 1 and document["requests"]["total"] == 0
-    os.rename(str(database) + ".away", str(database))
-    assert service.get("/metrics")[1]["database"]["failures_total"] == 1
+    database.mkdir()
+    service.get("/metrics")
+    database.rmdir()
+    add_rows(sqlite3.connect(str(make_database(database))), [dict(ROW, updated_at="2020-01-01T00:00:00Z")])
+    status, document = service.get("/metrics")
+    block = document["database"]
+    assert (block["failures"], block["failures_total"], block["replaced_total"]) == ({"missing": 1, "not_a_file": 1}, 2, 1)
+    assert (block["newest_change_at"], block["size_bytes"]) == ("2020-01-01T00:00:00Z", database.stat().st_size)
+    at = time.strptime(block["figures_at"], "%Y-%m-%dT%H:%M:%SZ")
+    assert block["newest_change_age_seconds"] == calendar.timegm(at) - calendar.timegm((2020, 1, 1, 0, 0, 0))
+    assert document["requests"]["in_flight"] == 1
+    wait_for(lambda: 0 < service.get("/metrics")[1]["service"]["uptime_seconds"] < 2 * DEADLINE, "the uptime to move")
 
 
 def test_a_renamed_column_is_500_while_the_process_lives(service, database):
@@ -130,6 +142,12 @@ def test_history_is_given_for_1_to_672_hours(service, hours, status):
     answer, document = service.get("/metrics?history=" + quote(hours))
     assert answer == status
     assert len(document["history"]) == int(hours) if status == 200 else "1 to 672" in document["detail"]
+
+
+def test_answers_with_and_without_history_are_not_mixed_up(service):
+    for _ in range(3):  # most of them within one second, whose answers are kept
+        answers = [service.get("/metrics" + query)[1] for query in ("", "?history=2", "?history=3", "")]
+        assert [len(answer.get("history", [])) for answer in answers] == [0, 2, 3, 0]
 
 
 def test_an_unknown_path_is_a_problem_that_names_the_known(service):
