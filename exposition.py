@@ -14,6 +14,7 @@ DAILY_DAYS = 30         # days in the "daily" list
 HISTORY_HOURS = 672     # most hourly points: 28 days, which lie within the daily ones
 STATUSES = ("pending", "pre_transit", "in_transit", "out_for_delivery", "available_for_pickup", "attempted", "exception",
             "delivered", "returned", "cancelled")
+CARRIERS = 500          # carriers listed, those with most shipments; more are a mistake in the data, and no reader's bound
 AGE_BANDS = (("under_1_day", 1), ("1_to_3_days", 3), ("3_to_7_days", 7), ("over_7_days", None))  # overdue for up to n days
 
 Lane = collections.namedtuple("Lane", "name shipments open exception delivered on_time late late_seconds "
@@ -142,7 +143,8 @@ def metrics_document(figures, history):
     document = {
         "shipments": shipments_document(figures, total),
         "delivery": delivery_document(total, transit, figures.bounds),
-        "by_carrier": lane_documents("carrier", figures.carriers, figures.carrier_transit, figures),
+        "by_carrier": lane_documents("carrier", figures.carriers[:CARRIERS], figures.carrier_transit, figures),
+        "carriers_omitted": len(figures.carriers[CARRIERS:]),
         "by_mode": lane_documents("mode", figures.modes, figures.mode_transit, figures),
         "daily": daily_document(figures),
     }

@@ -50,6 +50,7 @@ REASON = re.compile("[a-z_]{1,30}")
 LOOPBACK = re.compile(r"localhost|127\.[0-9.]+|::1")
 LOG_LINE = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[.\d]*)Z ([A-Z]+) (.+)")
 LOG_FIELD = re.compile(r' (\w+)=("(?:[^"\\]|\\.)*"|\S*)')
+REFUSED_START = ("start_failed", "config_invalid")     # since the service runs, another process wrote these to its log
 ENDED_BY_RECOVERY = ("database_unavailable", "schema_mismatch")     # by the event database_recovered
 FILE_REASONS = {FileNotFoundError: "missing", NotADirectoryError: "missing", IsADirectoryError: "not_a_file",
                 PermissionError: "denied"}
@@ -545,7 +546,7 @@ def judge_file(site):
         raise Trouble(UNKNOWN, "timeout", "reading {} takes too long".format(path))
     except OSError as error:
         raise Trouble(UNKNOWN, FILE_REASONS.get(type(error), "io_error"), "{}: {}".format(path, error.strerror))
-    errors = [entry for entry in entries if is_error(entry)]
+    errors = [entry for entry in entries if is_error(entry) and not (site.logging and entry.text.startswith(REFUSED_START))]
     over = max([entry.time for entry in entries if entry.text.startswith("database_recovered")], default="")
     lasting = [entry for entry in errors if entry.time > over or not entry.text.startswith(ENDED_BY_RECOVERY)]
     if lasting:

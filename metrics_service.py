@@ -162,7 +162,8 @@ def gather(env_file):
     if env_file:
         folder = os.path.dirname(os.path.abspath(env_file))
         for variable in supervision.read_env_file(env_file):
-            given[variable.name] = Given(variable.value, "%s line %d" % (env_file, variable.line), folder)
+            value = os.fsdecode(variable.value.encode("utf-8"))  # a path is bytes, whatever the locale
+            given[variable.name] = Given(value, "%s line %d" % (env_file, variable.line), folder)
     return {name: value for name, value in given.items() if name.startswith("METRICS_")}
 
 
@@ -302,6 +303,15 @@ class Log(logging.Handler):
         else:
             self.reason, self.last_recovery = None, record.created
 
+    def look(self):
+        """What the next line would find out: a quiet service too must notice a file that was rotated, lost or mended."""
+        self.retry()
+        try:
+            if self.path and not self.reason:
+                self.reopen()
+        except OSError as error:
+            self.fall_back(error)
+
     def write_file(self, line):
         """Appends the line. Raises OSError."""
         self.reopen()
@@ -346,7 +356,7 @@ class Log(logging.Handler):
 
     def document(self):
         with self.lock:
-            self.retry()  # here too: a service with nothing to log would never notice that its file was mended
+            self.look()
         return {
             "target": "file" if self.path and not self.reason else "stdout",
             "path": self.path,
@@ -519,7 +529,7 @@ class Store:
         self.deadline = None                        # monotonic time at which a query is interrupted
         self.versions, self.findings = None, []     # schema_version and user_version that the findings are about
         self.last = self.good_at = None             # the last Figures, and when they were last known to be true (monotonic)
-        self.data_version = None                    # PRAGMA data_version of the last Figures
+        self.data_version = self.written = None     # of the last Figures: PRAGMA data_version; time and size of the file
         self.trouble, self.failed_at = None, 0.0    # of the last attempt, and its end (monotonic)
         self.said = None                            # (event, reason) of the last state logged, None for a good one
         self.queries, self.seconds, self.last_seconds, self.max_seconds = 0, 0.0, None, None
@@ -586,8 +596,11 @@ class Store:
         try:
             self.reopen()
             patience = BRIEF_WAIT if known or self.fresh() else self.timeout
-            with self.transaction(started + patience) as data_version:
-                self.read(int(self.clock()), data_version)
+            if not self.read(started + patience):
+                event(logging.INFO, "database_reread", path=self.path, detail="the file was written to outside of any transaction")
+                self.close()
+                self.reopen()
+                self.read(started + patience)
         except sqlite3.Error as error:
             if said(error) not in ("locked", "timeout"):
                 self.close()
@@ -595,10 +608,7 @@ class Store:
 
     def reopen(self):
         """Opens the file that bears the name now. Raises Trouble or sqlite3.Error."""
-        try:
-            status = os.stat(self.path)
-        except OSError as error:
-            raise self.gone(error)
+        status = self.status()
         if not stat.S_ISREG(status.st_mode):  # SQLite calls a folder an I/O error, and would wait for ever for a FIFO's writer
             raise Trouble("not_a_file", "database %s: it is a folder or a device, not a file" % self.path)
         inode, self.size = file_identity(status), status.st_size
@@ -615,10 +625,17 @@ class Store:
             self.open(inode)
 
     def open(self, inode):
-        uri = "file:%s?mode=ro" % urllib.parse.quote(self.path)
+        uri = "file:%s?mode=ro" % urllib.parse.quote(os.fsencode(self.path))
         self.connection = sqlite3.connect(uri, uri=True, timeout=0, isolation_level=None, check_same_thread=False)
         self.connection.set_progress_handler(lambda: time.monotonic() > self.deadline, PROGRESS_STEPS)
-        self.inode, self.versions, self.data_version = inode, None, None
+        self.inode, self.versions, self.data_version = inode, None, None  # these count within one connection only
+
+    def status(self):
+        """The os.stat_result of the path. Raises Trouble."""
+        try:
+            return os.stat(self.path)
+        except OSError as error:
+            raise self.gone(error)
 
     def gone(self, error):
         """The Trouble of a path that has no file. The connection stays open: it may hold the last copy of the data."""
@@ -663,7 +680,25 @@ class Store:
                     raise
                 time.sleep(LOCK_POLL)
 
-    def read(self, now, data_version):
+    def read(self, patience_end):
+        """Brings self.last up to date in one transaction. False, on a connection with a page cache, for a file that was written to
+        without SQLite knowing: one overwritten in place may look unchanged by its counters, or like a damaged one."""
+        cached = self.data_version is not None
+        try:
+            with self.transaction(patience_end) as data_version:
+                status = self.status()  # with the lock held: no transaction can end between this and the reading
+                written = status.st_mtime_ns, status.st_size
+                if cached and data_version == self.data_version and written != self.written:
+                    return False
+                self.update(int(self.clock()), data_version)
+                self.written = written
+        except sqlite3.DatabaseError as error:
+            if not cached or said(error) != "corrupt":
+                raise
+            return False
+        return True
+
+    def update(self, now, data_version):
         """The new figures, unless the second and the data are those of the last. The schema is compared whenever it moves."""
         versions = self.one(SCHEMA_VERSION), self.one(schema_check.VERSION)
         if versions != self.versions:
@@ -973,10 +1008,16 @@ def running(settings):
     return instance and instance.pid
 
 
+def port_owners(settings, error):
+    """Who has the port, when that is why it cannot be had."""
+    in_use = getattr(error, "errno", 0) == errno.EADDRINUSE
+    return supervision.listeners(settings.host, settings.port) if in_use else []
+
+
 def port_trouble(settings, error, owners):
     names = ", ".join(supervision.describe(owner.pid) if owner.pid else "a process of another user" for owner in owners)
     return "cannot listen on %s port %d: %s%s; set METRICS_PORT or METRICS_HOST" % (
-        settings.host, settings.port, error.strerror or error, ", it is taken by " + names if names else "")
+        settings.host, settings.port, getattr(error, "strerror", None) or error, ", it is taken by " + names if names else "")
 
 
 def check_port(settings):
@@ -987,9 +1028,8 @@ def check_port(settings):
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
             probe.listen(1)
-    except OSError as error:
-        holder = running(settings)
-        owners = supervision.listeners(settings.host, settings.port) if error.errno == errno.EADDRINUSE else []
+    except (OSError, UnicodeError) as error:  # the latter from a name that is none
+        holder, owners = running(settings), port_owners(settings, error)
         if holder is None or holder not in [owner.pid for owner in owners]:
             yield Finding("error", port_trouble(settings, error, owners))
 
@@ -1056,13 +1096,16 @@ def prepare(settings, complaints, env_file):
         raise
 
 
+def address(host, port):
+    return "http://%s:%d" % ("[%s]" % host if ":" in host else host, port)
+
+
 def listen(settings, service):
     """The Server, listening. Raises OSError whose text names who has the port."""
     try:
         return webserver.Server((settings.host, settings.port), service)
-    except OSError as error:
-        owners = supervision.listeners(settings.host, settings.port) if error.errno == errno.EADDRINUSE else []
-        raise OSError(port_trouble(settings, error, owners)) from error
+    except (OSError, UnicodeError) as error:
+        raise OSError(port_trouble(settings, error, port_owners(settings, error))) from error
 
 
 def serve(settings, log, store, signals, ready=lambda url: None):
@@ -1072,8 +1115,7 @@ def serve(settings, log, store, signals, ready=lambda url: None):
     service.in_flight = lambda: server.working.count
     thread = threading.Thread(target=server.serve_forever, args=(STOP_POLL,), daemon=True)
     thread.start()
-    host = "[%s]" % settings.host if ":" in settings.host else settings.host
-    url = "http://%s:%d" % (host, server.server_port)
+    url = address(settings.host, server.server_port)
     event(logging.INFO, "service_started", instance=service.instance, pid=os.getpid(), url=url, version=VERSION)
     ready(url)
     event(logging.INFO, "service_stopping", signal=signals.wait())
@@ -1082,6 +1124,12 @@ def serve(settings, log, store, signals, ready=lambda url: None):
         event(logging.WARNING, "requests_abandoned", count=abandoned, detail="not finished within METRICS_DRAIN_SECONDS")
     event(logging.INFO, "service_stopped", uptime=round(time.monotonic() - service.started, 1), abandoned=abandoned)
     return 0
+
+
+def put(line):
+    """Prints a line in which paths are the bytes that they are, whatever the locale."""
+    sys.stdout.buffer.write(os.fsencode(line) + b"\n")
+    sys.stdout.flush()
 
 
 def report(findings):
@@ -1101,8 +1149,8 @@ def command_check(env_file):
     refuse_errors(findings)
     report(findings)
     warnings = sum(finding.grade == "warning" for finding in findings)
-    print("ok%s: %s, http://%s:%d" % (", with %d warning(s)" % warnings if warnings else "", settings.db_path, settings.host,
-                                      settings.port))
+    put("ok%s: %s, %s" % (", with %d warning(s)" % warnings if warnings else "", settings.db_path,
+                          address(settings.host, settings.port)))
     return 0
 
 
@@ -1111,7 +1159,7 @@ def command_settings(env_file):
     settings, complaints = read_settings(env_file)
     for name, setting in VARIABLES.items():
         value = getattr(settings, setting.field)
-        print("%s=%s" % (name, "" if value is None else value))
+        put("%s=%s" % (name, "" if value is None else value))
     refuse_errors(Finding("error", complaint) for complaint in complaints)
     return 0
 
@@ -1144,13 +1192,16 @@ def end_with_parent():
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
+def seed(database, *options):
+    """seed.py on the database as a child, which ends with us."""
+    command = [sys.executable, os.path.join(FOLDER, "seed.py"), database]
+    return subprocess.Popen(command + list(options), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, preexec_fn=end_with_parent)
+
+
 @contextlib.contextmanager
 def live_traffic(database):
     """Keeps the database changing while the block runs."""
-    command = [sys.executable, os.path.join(FOLDER, "seed.py"), database]
-    subprocess.check_call(command + ["--rows", "20000"], stdout=subprocess.DEVNULL)
-    writer = subprocess.Popen(command + ["--live"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                              preexec_fn=end_with_parent)
+    writer = seed(database, "--live")
     try:
         yield
     finally:
@@ -1164,9 +1215,14 @@ def command_demo(env_file):
     try:
         settings, complaints = demo_settings(env_file, folder)
         log = start_log(settings)
-        with Signals() as signals, live_traffic(settings.db_path):
-            store = prepare(settings, complaints, env_file)
-            with supervision.PidFile(settings.pid_file):
+        with Signals() as signals:
+            code = seed(settings.db_path, "--rows", "20000").wait()
+            if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
+                return 0  # ended before it began, by a signal to all of us
+            if code:
+                raise OSError("seed.py could not make the demo's database in %s, exit code %d" % (folder, code))
+            with live_traffic(settings.db_path), supervision.PidFile(settings.pid_file):
+                store = prepare(settings, complaints, env_file)
                 return serve(settings, log, store, signals, lambda url: print(
                     "demo: open %s/metrics, /readyz or /livez; Ctrl-C ends it and removes %s" % (url, folder), flush=True))
     finally:
@@ -1202,7 +1258,7 @@ def main(argv=None):
     except Refused as refusal:
         report(refusal.findings)
         return EX_CONFIG
-    except (supervision.Held, subprocess.SubprocessError, OSError) as error:
+    except (supervision.Held, OSError) as error:
         event(logging.ERROR, "start_failed", detail=str(error))
         print("error: %s" % error, file=sys.stderr)
         return 1

@@ -19,11 +19,11 @@ CREATE TABLE shipments (
   id               INTEGER PRIMARY KEY,
   reference        TEXT NOT NULL UNIQUE     -- the shipment's name in the system it came from; no blanks around it
                    CHECK (typeof(reference) = 'text' AND reference = trim(reference) AND reference <> ''),
-  carrier          TEXT CHECK (carrier <> ''),
+  carrier          TEXT CHECK (typeof(carrier) IN ('text', 'null') AND carrier <> ''),
   mode             TEXT CHECK (mode IN ('air', 'road', 'rail', 'ocean', 'parcel', 'multimodal')),
-  service          TEXT,                    -- the carrier's product, such as 'express'
-  origin           TEXT,
-  destination      TEXT,
+  service          TEXT CHECK (typeof(service) IN ('text', 'null')),    -- the carrier's product, such as 'express'
+  origin           TEXT CHECK (typeof(origin) IN ('text', 'null')),
+  destination      TEXT CHECK (typeof(destination) IN ('text', 'null')),
   status           TEXT NOT NULL            -- the last three are closed, the others open
                    CHECK (status IN ('pending', 'pre_transit', 'in_transit', 'out_for_delivery', 'available_for_pickup',
                                      'attempted', 'exception', 'delivered', 'returned', 'cancelled')),
@@ -41,11 +41,13 @@ CREATE TABLE shipments (
                           OR delivered_at IS date(delivered_at, '+0 days')),
   weight_kg        REAL CHECK (weight_kg BETWEEN 0 AND 1e9),    -- the range also refuses text and infinity
   cost             REAL CHECK (cost BETWEEN -1e12 AND 1e12),    -- in currency; negative for a credit
-  currency         TEXT CHECK (currency GLOB '[A-Z][A-Z][A-Z]'),  -- ISO 4217
-  exception_reason TEXT CHECK (exception_reason <> ''),         -- why it is or was in exception
+  currency         TEXT                     -- ISO 4217
+                   CHECK (typeof(currency) IN ('text', 'null') AND currency GLOB '[A-Z][A-Z][A-Z]'),
+  exception_reason TEXT                     -- why it is or was in exception
+                   CHECK (typeof(exception_reason) IN ('text', 'null') AND exception_reason <> ''),
   updated_at       TEXT NOT NULL            -- when this row last really changed in this database
                    DEFAULT (strftime('%Y-%m-%dT%H:%M:%SZ', 'now'))
-                   CHECK (updated_at IS strftime('%Y-%m-%dT%H:%M:%SZ', updated_at, '+0 days'))
+                   CHECK (updated_at IS strftime('%Y-%m-%dT%H:%M:%SZ', updated_at, '+0 days') AND updated_at >= '1970')
 );
 
 -- The newest change, and changes dated in the future.

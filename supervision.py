@@ -520,7 +520,7 @@ def port_holders(target):
     """Return the Listeners where the target is to listen."""
     try:
         return listeners(target.host, target.port)
-    except OSError:         # METRICS_HOST does not resolve: then the port alone is looked at
+    except (OSError, UnicodeError):     # METRICS_HOST does not resolve, or is no name: then the port alone is looked at
         return listeners("::", target.port)
 
 
@@ -692,7 +692,8 @@ def tidy(path):
 
 def inquire(pid, target):
     """Ask a process through a port that is proven to be its own; return its Answer."""
-    mine = [one for one in port_holders(target) if one.pid == pid]
+    everywhere = Target(target.pid_file, "::", 0)   # settings that changed since its start name a port that it does not have
+    mine = [one for where in (target, everywhere) for one in port_holders(where) if one.pid == pid]
     if not mine:
         return Answer(None, None, False, "it does not listen on port {}".format(target.port))
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(mine[0].address, mine[0].address)

@@ -69,8 +69,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.close_connection = True  # the body stays unread and must not be taken for the next request
         if self.command not in METHODS:
             return self.refusal()
-        target = urllib.parse.urlsplit(self.path)
-        query = urllib.parse.parse_qs(target.query, keep_blank_values=True)
+        try:
+            target = urllib.parse.urlsplit(self.path)
+            query = urllib.parse.parse_qs(target.query, keep_blank_values=True)
+        except ValueError:  # brackets without an address, too many fields
+            self.close_connection = True
+            return problem(400, "the request target is no URL")
         return self.server.application.respond(Request(self.command, target.path, query, self.headers))
 
     def refusal(self):

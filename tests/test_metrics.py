@@ -11,7 +11,7 @@ import pytest
 
 import exposition
 import metrics_service
-from conftest import ROOT, make_database
+from conftest import ROOT, add_rows, make_database
 
 NOW = calendar.timegm((2026, 3, 10, 15, 30, 0))  # 2026-03-10T15:30:00Z
 
@@ -141,6 +141,20 @@ def test_transit_times_are_those_of_each_carrier_and_mode(document):
     assert [(lane["carrier"], lane["transit_seconds"]["p95"] // 86400) for lane in answer["by_carrier"]] == [("x", 2), ("y", 6)]
     assert [(lane["mode"], lane["transit_seconds"]["p95"] // 86400) for lane in answer["by_mode"]] == [("road", 6), ("air", 0)]
     assert answer["delivery"]["transit_seconds"]["p95"] // 86400 == 6
+
+
+def test_carriers_beyond_a_bound_are_counted_and_left_out_of_the_list(document, monkeypatch):
+    monkeypatch.setattr(exposition, "CARRIERS", 2)
+    answer = document(*[shipment(str(i), carrier="abbc"[i]) for i in range(4)])
+    assert [lane["carrier"] for lane in answer["by_carrier"]] == ["b", "a"]
+    assert (answer["carriers_omitted"], answer["shipments"]["total"]) == (1, 4)
+
+
+@pytest.mark.parametrize("column", ["reference", "carrier", "mode", "service", "origin", "destination", "status", "created_at",
+                                    "weight_kg", "currency", "exception_reason", "updated_at"])
+def test_bytes_are_no_text_in_any_column(database, column):
+    with pytest.raises(sqlite3.IntegrityError):
+        add_rows(sqlite3.connect(str(database)), [dict(shipment("a"), **{column: b"ABC"})])
 
 
 def test_exceptions_are_listed_by_their_number(document):

@@ -417,6 +417,15 @@ def test_without_an_env_file_the_cure_is_named(house):
     assert house.run("stop").code == 0
 
 
+def test_with_another_port_in_the_settings_the_running_service_is_still_seen_as_it_is(house):
+    house.start()
+    env_file, old = house.folder / "metrics.env", house.port
+    env_file.write_text(env_file.read_text().replace("METRICS_PORT=%d" % old, "METRICS_PORT=%d" % free_port()))
+    result = house.run("status")
+    assert (result.code, "http://127.0.0.1:%d, " % old in result.out) == (0, True), result.out + result.err
+    assert house.run("start").code == 0
+
+
 def test_status_tells_settings_that_were_changed_but_not_loaded(house):
     house.start()
     assert "was changed" not in house.run("status").out

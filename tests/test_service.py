@@ -129,6 +129,17 @@ def test_a_log_that_fell_back_is_ready_with_a_warning(launch, database):
         "output": "the log file /nonexistent/a.log cannot be written; logging to stdout"}]
 
 
+def test_a_quiet_service_begins_a_new_file_after_a_rotation_and_notices_a_lost_one(launch, database, tmp_path):
+    log_file = tmp_path / "a.log"
+    service = launch(database, log_file=log_file)
+    log_file.rename(tmp_path / "a.log.1")
+    assert service.get("/metrics")[1]["logging"]["target"] == "file" and log_file.read_text() == ""
+    log_file.unlink()
+    log_file.mkdir()
+    wait_for(lambda: service.get("/metrics")[1]["logging"]["reason"] == "not_a_file", "the fallback")
+    assert "log_fallback reason=not_a_file" in service.output.read_text()
+
+
 def test_a_missing_trigger_is_ready_with_a_warning(service, database):
     sqlite3.connect(str(database)).execute("DROP TRIGGER shipments_update")
     status, document = service.get("/readyz")
@@ -205,7 +216,7 @@ def test_one_connection_carries_many_requests_and_tells_no_version(service):
 
 
 @pytest.mark.parametrize("data, status", [
-    (b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n", 400), (b"GET\r\n\r\n", 400), (b"GET / HTTP/9.9\r\n\r\n", 505),
+    (b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n", 400), (b"GET\r\n\r\n", 400), (b"GET http://[ HTTP/1.1\r\n\r\n", 400), (b"GET / HTTP/9.9\r\n\r\n", 505),
     (b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 200 + b"\r\n", 431), (b"G" * 70000 + b"\r\n\r\n", 414)])
 def test_what_is_no_request_is_refused_and_the_service_lives_on(service, data, status):
     with socket.create_connection((service.host, service.port), DEADLINE) as client:
@@ -296,6 +307,15 @@ def test_a_second_copy_with_the_same_pid_file_names_the_first_and_leaves(databas
     assert second.process.wait(DEADLINE) == 1
     assert "is locked by pid %d (" % first.process.pid in second.text()
     assert (first.folder / "service.pid").read_text() == "%d\n" % first.process.pid and first.get("/livez")[0] == 200
+
+
+def test_a_refused_second_start_raises_no_alarm_about_the_first(database, launch, tmp_path):
+    shared = {"log_file": tmp_path / "a.log"}
+    first = launch(database, **shared)
+    second = launch(database, wait=False, pid_file=first.env["METRICS_PID_FILE"], **shared)
+    assert second.process.wait(DEADLINE) == 1
+    wait_for(lambda: "start_failed" in (tmp_path / "a.log").read_text(), "the refusal in the shared log")
+    subprocess.check_call([sys.executable, str(ROOT / "health_check.py"), "--url", first.url, "--log-file", str(tmp_path / "a.log")])
 
 
 def test_a_port_in_use_is_exit_1_and_names_the_holder(database, launch):

@@ -197,6 +197,22 @@ def test_an_open_address_without_a_password_is_a_warning(tmp_path, database):
     assert code == 0 and errors[0].startswith("warning: METRICS_HOST 0.0.0.0 is not loopback")
 
 
+@pytest.mark.parametrize("host", ["a..b", "x" * 70, "no.such.host.invalid"])
+def test_a_host_that_is_none_is_named(tmp_path, database, host):
+    code, _, errors = check(tmp_path, METRICS_DB_PATH=str(database), METRICS_HOST=host)
+    assert code == 78 and errors[0].startswith("error: cannot listen on %s port 0: " % host)
+
+
+def test_a_path_is_bytes_whatever_the_locale(tmp_path, database):
+    odd = os.path.join(os.fsencode(str(tmp_path)), "é".encode() + b".db")
+    os.rename(os.fsencode(str(database)), odd)
+    (tmp_path / "a.env").write_bytes(b"METRICS_DB_PATH=" + odd + b"\nMETRICS_PORT=0\nMETRICS_PID_FILE=a.pid\n")
+    for locale in ({"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}, {"LC_ALL": "C.UTF-8"}):
+        for mode in ("--check", "--settings"):
+            done = subprocess.run(COMMAND + [mode, "--env-file", "a.env"], cwd=str(tmp_path), env=locale, stdout=subprocess.PIPE)
+            assert done.returncode == 0 and odd in done.stdout
+
+
 def test_a_folder_copied_without_its_schema_says_so(tmp_path, database):
     copy_product(tmp_path)
     (tmp_path / "schema.sql").unlink()

@@ -177,6 +177,38 @@ def test_figures_of_a_former_file_never_bridge_a_lock_on_the_next(store, path):
     assert total(store) == 2
 
 
+def twins(folder):
+    """Two databases of the same size and with the same counters in their headers, but 1 and 2 shipments in exception."""
+    for count in (1, 2):
+        rows = [dict(ROW, reference=str(i), status="exception" if i < count else "pending") for i in range(3)]
+        yield make_database(folder / ("twin%d.db" % count), rows).read_bytes()
+
+
+def test_a_file_overwritten_in_place_is_read_anew_even_if_its_counters_are_the_same(store, path):
+    one, two = twins(path.parent)
+    assert one[24:40] == two[24:40] and len(one) == len(two)
+    for content, exceptions in ((one, 1), (two, 2), (one, 1)):
+        path.write_bytes(content)
+        assert store.snapshot().figures.statuses["exception"] == exceptions
+
+
+def test_damage_under_an_open_connection_is_seen_through_its_page_cache(store, path):
+    whole = path.read_bytes()
+    total(store)
+    overwrite(path, 0, b"x" * 16)
+    assert trouble(store)[0] == "corrupt"
+    path.write_bytes(whole)
+    assert total(store) == 1
+
+
+def test_another_database_copied_over_it_is_not_called_damaged(store, path, events):
+    total(store)
+    rows = [dict(ROW, reference=str(i), origin="x" * 500) for i in range(200)]
+    path.write_bytes(make_database(path.parent / "b.db", rows).read_bytes())
+    assert total(store) == 200
+    assert [name for name, _ in events if name == "database_unavailable"] == []
+
+
 def test_a_replacement_with_another_schema_is_a_mismatch(store, path):
     total(store)
     other = sqlite3.connect(str(path.parent / "b.db"))
