@@ -208,8 +208,8 @@ CHECK_AGENT = "health_check/"   # errors that its own requests meet are logged, 
 LOGGER = logging.getLogger(NAME)
 LOGGER.addHandler(logging.NullHandler())  # until start_log: --check reports on its own
 LOGGER.propagate = False
-ECS_FIELDS = {"reason": "event.reason", "error": "error.message", "stack": "error.stack_trace", "method": "http.request.method",
-              "path": "url.path", "user_agent": "user_agent.original"}
+ECS_FIELDS = {"reason": "event.reason", "error": "error.message", "stack": "error.stack_trace", "path": "file.path",
+              "method": "http.request.method", "route": "url.path", "user_agent": "user_agent.original"}
 ERRNO_REASONS = {errno.ENOENT: "missing", errno.ENOTDIR: "missing", errno.EACCES: "denied", errno.EPERM: "denied",
                  errno.EISDIR: "not_a_file", errno.ENOSPC: "disk_full", errno.EDQUOT: "disk_full", errno.EFBIG: "disk_full",
                  errno.EROFS: "readonly", errno.EMFILE: "descriptors", errno.ENFILE: "descriptors"}
@@ -597,7 +597,8 @@ class Store:
             self.reopen()
             patience = BRIEF_WAIT if known or self.fresh() else self.timeout
             if not self.read(started + patience):
-                event(logging.INFO, "database_reread", path=self.path, detail="the file was written to outside of any transaction")
+                event(logging.INFO, "database_reread", path=self.path,
+                      detail="the file was written to outside of any transaction")
                 self.close()
                 self.reopen()
                 self.read(started + patience)
@@ -681,8 +682,8 @@ class Store:
                 time.sleep(LOCK_POLL)
 
     def read(self, patience_end):
-        """Brings self.last up to date in one transaction. False, on a connection with a page cache, for a file that was written to
-        without SQLite knowing: one overwritten in place may look unchanged by its counters, or like a damaged one."""
+        """Brings self.last up to date in one transaction. False, on a connection with a page cache, for a file that was written
+        to without SQLite knowing: one overwritten in place may look unchanged by its counters, or like a damaged one."""
         cached = self.data_version is not None
         try:
             with self.transaction(patience_end) as data_version:
@@ -813,7 +814,7 @@ class Service:
             return webserver.problem(trouble.status, trouble.detail, retry, reason=trouble.reason,
                                      runbook="docs/runbook.md#" + trouble.reason, **self.own_blocks())
         except Exception as error:  # a defect of ours must not cost the other requests
-            self.defect(error, method=request.method, path=request.path, user_agent=request.headers.get("User-Agent", ""))
+            self.defect(error, method=request.method, route=request.path, user_agent=request.headers.get("User-Agent", ""))
             return webserver.problem(500, "a defect in the service; its log has the details", reason="defect",
                                      runbook="docs/runbook.md#defect", service=self.service_document(),
                                      logging=self.log.document())
@@ -1195,7 +1196,8 @@ def end_with_parent():
 def seed(database, *options):
     """seed.py on the database as a child, which ends with us."""
     command = [sys.executable, os.path.join(FOLDER, "seed.py"), database]
-    return subprocess.Popen(command + list(options), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, preexec_fn=end_with_parent)
+    return subprocess.Popen(command + list(options), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                            preexec_fn=end_with_parent)
 
 
 @contextlib.contextmanager
@@ -1257,6 +1259,9 @@ def main(argv=None):
         return options.command(options.env_file)
     except Refused as refusal:
         report(refusal.findings)
+        return EX_CONFIG
+    except supervision.EnvFileError as error:
+        report([Finding("error", str(error))])
         return EX_CONFIG
     except (supervision.Held, OSError) as error:
         event(logging.ERROR, "start_failed", detail=str(error))

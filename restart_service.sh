@@ -41,6 +41,7 @@ PORT=
 LOG_FILE=
 DRAIN=0                       # seconds that it may take for a stop
 DOUBTFUL=                     # not empty: some settings are invalid, and stand here by their default
+FINDINGS=                     # what --check says of the new settings
 FOUND=                        # what supervision.py found: 0 instance, 1 PID file only, 3 nothing, 4 not proven
 PID=                          # of the instance found
 OWNER=                        # its uid
@@ -192,11 +193,13 @@ find_unit() {
 
 # Never stop a working service for one that cannot start.
 preflight() {
+  local status=0
   [[ -e $ENV_FILE ]] ||
     die "$ENV_FILE is missing; create it with a line METRICS_DB_PATH=/path/to/shipments.db, or name another with --env-file"
   say "checking $ENV_FILE"
-  "${CLEAN[@]}" "${SERVICE[@]}" --check > /dev/null ||
-    die "metrics_service.py --check refuses the settings, so nothing was stopped or started"
+  FINDINGS=$("${CLEAN[@]}" "${SERVICE[@]}" --check 2>&1 > /dev/null) || status=$?
+  [[ ! $FINDINGS ]] || printf '%s\n' "$FINDINGS" >&2
+  ((status == 0)) || die "metrics_service.py --check refuses the settings, so nothing was stopped or started"
   supervise check || die "the service could not be started here, so nothing was stopped or started"
 }
 
@@ -244,7 +247,11 @@ cmd_restart() {
   refuse_unproven
   preflight
   if ((FOUND == 0)); then
-    ask_instance 0 2> /dev/null || say "pid $PID is not ready; restarting it all the same"
+    if ! ask_instance 0 2> /dev/null; then
+      say "pid $PID is not ready; restarting it all the same"
+    elif [[ $FINDINGS == *'start and not be ready'* ]]; then
+      die "the database cannot be read now, while pid $PID still answers, so nothing was stopped or started"
+    fi
     find_unit
     if [[ $UNIT ]]; then
       restart_unit

@@ -715,7 +715,8 @@ def parse(argv):
         add(option, action="store_true", help=what)
     add("--rows", metavar="N", type=bounded(int, 1, MAX_ROWS), default=50000, help="synthetic shipments to store (default 50000)")
     add("--random-seed", metavar="S", type=int, default=1, help="another number gives other shipments (default 1)")
-    add("--now", metavar="T", type=unix_time, default=int(time.time()), help="the moment at which they stand, in UTC (default now)")
+    add("--now", metavar="T", type=unix_time, default=int(time.time()),
+        help="the moment at which they stand, in UTC (default now)")
     add("--append", action="store_true", help="add synthetic shipments to those there")
     add("--csv", metavar="FILE", help="import this file")
     add("--mapping", metavar="FILE.sql", help="the SELECT that names its columns as ours")

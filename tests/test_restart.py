@@ -378,8 +378,19 @@ def test_a_service_that_dies_at_once_is_reported_with_its_last_lines(stand_in):
     assert "the last lines of %s.out:\nno life today\n" % stand_in.pid_file in result.err
 
 
+def test_a_service_that_still_answers_is_not_given_up_for_one_that_could_not_read_the_database(house):
+    pid = house.start()
+    writer = sqlite3.connect(str(house.database), isolation_level=None)
+    writer.execute("BEGIN EXCLUSIVE")
+    result = house.run()
+    assert (result.code, house.services()) == (1, [pid])
+    assert result.err.endswith("while pid %d still answers, so nothing was stopped or started\n" % pid)
+    writer.close()
+    assert house.run().code == 0
+
+
 def test_a_service_that_is_not_ready_fails_the_restart_with_its_reason_and_runs_on(house):
-    house.configure(QUERY_TIMEOUT="0.2")
+    house.configure(QUERY_TIMEOUT="0.2", STALE_SECONDS="0")
     old = house.start()
     writer = sqlite3.connect(str(house.database), isolation_level=None)
     writer.execute("BEGIN EXCLUSIVE")

@@ -203,6 +203,13 @@ def test_a_host_that_is_none_is_named(tmp_path, database, host):
     assert code == 78 and errors[0].startswith("error: cannot listen on %s port 0: " % host)
 
 
+@pytest.mark.parametrize("mode", ["--check", "--settings", "--demo"])
+def test_a_bad_line_of_the_env_file_is_named_by_every_command(tmp_path, mode):
+    (tmp_path / "a.env").write_text("METRICS_PORT=0\nexport X=1\n")
+    code, _, errors = run(tmp_path, mode, "--env-file", "a.env")
+    assert code == 78 and "a.env:2: " in errors[0] and len(errors) == 1
+
+
 def test_a_path_is_bytes_whatever_the_locale(tmp_path, database):
     odd = os.path.join(os.fsencode(str(tmp_path)), "é".encode() + b".db")
     os.rename(os.fsencode(str(database)), odd)
