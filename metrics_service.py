@@ -446,7 +446,10 @@ def look(path, reason):
 
 
 def lock_holders(path):
-    pids = [pid for pid in supervision.file_holders(path) if pid != os.getpid()]
+    """Who holds a lock on the file, in words, as far as /proc tells."""
+    pids = []
+    with contextlib.suppress(OSError):  # the file is gone by now, or no descriptor is left to read /proc with
+        pids = [pid for pid in supervision.file_holders(path) if pid != os.getpid()]
     return "held by " + ", ".join(map(supervision.describe, pids)) if pids else "whose process is not visible from here"
 
 
@@ -792,11 +795,10 @@ def health_entry(component, status, reason=None, output=None, **observed):
 class Service:
     """The application behind the server: one function a route, one place that turns trouble into a status code."""
 
-    def __init__(self, settings, log, store, clock=time.time):
-        self.log, self.store, self.clock = log, store, clock
-        self.settings = settings
+    def __init__(self, log, store):
+        self.log, self.store = log, store
         self.instance = uuid.uuid4().hex  # new at every start: how a restart proves that the new one answers
-        self.started, self.started_at = time.monotonic(), clock()
+        self.started, self.started_at = time.monotonic(), time.time()
         self.traffic = Traffic()
         self.observe = self.traffic.observe
         self.in_flight = lambda: 0
@@ -1111,7 +1113,7 @@ def listen(settings, service):
 
 def serve(settings, log, store, signals, ready=lambda url: None):
     """Listens, calls ready(url), serves until a signal, drains. The caller holds the PID file. Raises OSError like listen."""
-    service = Service(settings, log, store)
+    service = Service(log, store)
     server = listen(settings, service)
     service.in_flight = lambda: server.working.count
     thread = threading.Thread(target=server.serve_forever, args=(STOP_POLL,), daemon=True)
