@@ -46,6 +46,7 @@ ON_DUPLICATE = {                        # by --duplicates; a plain insert refuse
     "first": "ON CONFLICT (reference) DO NOTHING",
     "last": "ON CONFLICT (reference) DO UPDATE SET {changes}",
 }
+STAGE_ALL = "INSERT INTO incoming (line, {columns}) SELECT {line}, {columns} FROM mapping"
 STAGED = "SELECT count(*) FROM incoming"
 EARLIER = "SELECT line FROM incoming WHERE reference = ?"
 FORGET_PROBE = "DELETE FROM incoming WHERE line = 0"
@@ -364,13 +365,29 @@ def duplicate(db, reference):
     return Fault("reference", complaint, "is repeated")
 
 
-def map_rows(db, named, columns, source, report):
-    """Maps the records into the table incoming, which refuses what shipments would; returns how many it then holds."""
+def map_at_once(db, line, columns, functions):
+    """Maps all records in one statement, which saves half the time; returns how many, or None where any of them is at fault: then
+    nothing is staged, and map_rows finds the faults."""
+    db.execute("SAVEPOINT at_once")
+    try:
+        db.execute(STAGE_ALL.format(line=line, columns=", ".join(columns)))
+        if not functions.pending:
+            return db.execute(STAGED).fetchone()[0]
+    except sqlite3.IntegrityError:
+        pass
+    db.execute("ROLLBACK TO at_once")
+    functions.pending.clear()
+    functions.nulled.clear()
+    return None
+
+
+def map_rows(db, line, columns, source, report):
+    """Maps the records one by one into the table incoming, which refuses what shipments would; returns how many it then holds."""
     fields = ["line"] + columns
     conflict = ON_DUPLICATE[source.duplicates].format(changes=", ".join("{0} = excluded.{0}".format(field) for field in fields))
     take = STAGE.format(columns=", ".join(fields), values=", ".join("?" * len(fields)), conflict=conflict)
     execute, accepted = db.cursor().execute, 0
-    for *row, complaints in db.execute(MAPPED.format(line="line" if "line" in named else "'?'", columns=", ".join(columns))):
+    for *row, complaints in db.execute(MAPPED.format(line=line, columns=", ".join(columns))):
         if complaints:
             report.reject(source.csv, row[0], faults(fields, row, complaints))
             continue
@@ -398,8 +415,11 @@ def stage(db, table, importable, source, report):
     named = read_mapping(db, source.mapping, importable)
     columns = [column for column in named if column != "line"]
     db.execute(table.replace("CREATE TABLE shipments (", "CREATE TEMP TABLE incoming (line, ", 1))
+    line = "line" if "line" in named else "'?'"
     try:
-        return Staged(columns, read, map_rows(db, named, columns, source, report), functions.nulled)
+        rows = map_at_once(db, line, columns, functions)
+        rows = map_rows(db, line, columns, source, report) if rows is None else rows
+        return Staged(columns, read, rows, functions.nulled)
     except sqlite3.OperationalError as error:
         if "user-defined function" not in str(error):
             raise
