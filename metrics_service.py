@@ -1099,7 +1099,7 @@ def prepare(settings, complaints, env_file):
         raise
 
 
-def address(host, port):
+def url_of(host, port):
     return "http://%s:%d" % ("[%s]" % host if ":" in host else host, port)
 
 
@@ -1118,7 +1118,7 @@ def serve(settings, log, store, signals, ready=lambda url: None):
     service.in_flight = lambda: server.working.count
     thread = threading.Thread(target=server.serve_forever, args=(STOP_POLL,), daemon=True)
     thread.start()
-    url = address(settings.host, server.server_port)
+    url = url_of(settings.host, server.server_port)
     event(logging.INFO, "service_started", instance=service.instance, pid=os.getpid(), url=url, version=VERSION)
     ready(url)
     event(logging.INFO, "service_stopping", signal=signals.wait())
@@ -1153,7 +1153,7 @@ def command_check(env_file):
     report(findings)
     warnings = sum(finding.grade == "warning" for finding in findings)
     put("ok%s: %s, %s" % (", with %d warning(s)" % warnings if warnings else "", settings.db_path,
-                          address(settings.host, settings.port)))
+                          url_of(settings.host, settings.port)))
     return 0
 
 

@@ -355,6 +355,10 @@ def rebuild(db):
         db.execute("INSERT INTO %s %s" % (rollup.table, rollup.query))
 
 
+def told(columns, values):
+    return ", ".join("%s=%r" % pair for pair in zip(columns, values)) or "nothing"
+
+
 def differences(db):
     """Yields a line for each rollup row that is not what the rows say."""
     tally(db)
@@ -370,10 +374,6 @@ def differences(db):
     departed, = db.execute("SELECT count(*) FROM departed").fetchone()
     if departed:
         yield "departed: stored %d rows, recomputed none" % departed
-
-
-def told(columns, values):
-    return ", ".join("%s=%r" % pair for pair in zip(columns, values)) or "nothing"
 
 
 @contextlib.contextmanager
@@ -399,45 +399,6 @@ def load(db, rows):
         rebuild(db)
 
 
-def verify(args):
-    with existing(args.db) as db, transaction(db, "BEGIN"):
-        found = 0
-        for found, difference in enumerate(differences(db), 1):
-            if found <= args.limit_reports:
-                print(difference)
-        if found > args.limit_reports:
-            print("and %d more differences" % (found - args.limit_reports))
-        if found:
-            notice("%s: the rollups do not agree with the rows; 'seed.py %s --rebuild' mends them" % (args.db, args.db))
-            return 1
-        print("verified %d shipments, %d rollup rows" % sizes(db))
-    return 0
-
-
-def sizes(db):
-    """How many shipments there are, and how many rollup rows."""
-    shipments, = db.execute("SELECT count(*) FROM shipments").fetchone()
-    return shipments, sum(db.execute("SELECT count(*) FROM " + rollup.table).fetchone()[0] for rollup in ROLLUPS)
-
-
-def rebuild_all(args):
-    with existing(args.db) as db:
-        with transaction(db):
-            rebuild(db)
-        print("rebuilt from %d shipments, %d rollup rows" % sizes(db))
-    return 0
-
-
-def instant(seconds):
-    """The instant of so many seconds since 1970."""
-    return day(seconds // DAY) + MINUTES[seconds // 60 % 1440] + SECONDS[seconds % 60]
-
-
-@functools.lru_cache(maxsize=1024)
-def day(number):
-    return (datetime.date(1970, 1, 1) + datetime.timedelta(number)).isoformat()
-
-
 def busyness(hour):
     """How many shipments this hour sees, relative to others: by hour, weekday and season, which peaks early in December."""
     at = time.gmtime(hour)
@@ -454,6 +415,16 @@ def rhythm(rows, now):
         count = round(rows * reached / whole) - done
         done += count
         yield hour, count
+
+
+@functools.lru_cache(maxsize=1024)
+def day(number):
+    return (datetime.date(1970, 1, 1) + datetime.timedelta(number)).isoformat()
+
+
+def instant(seconds):
+    """The instant of so many seconds since 1970."""
+    return day(seconds // DAY) + MINUTES[seconds // 60 % 1440] + SECONDS[seconds % 60]
 
 
 def standing(created, shipped, delivered, now, fate, last_mile):
@@ -506,6 +477,35 @@ def shipments(rows, now, first, rng):
         for created, lane in zip(starts, rng.choices(LANES, SHARES, k=count)):
             yield shipment(number, lane, created, now, draw() * rows < LOST, draw)
             number += 1
+
+
+def sizes(db):
+    """How many shipments there are, and how many rollup rows."""
+    shipments, = db.execute("SELECT count(*) FROM shipments").fetchone()
+    return shipments, sum(db.execute("SELECT count(*) FROM " + rollup.table).fetchone()[0] for rollup in ROLLUPS)
+
+
+def verify(args):
+    with existing(args.db) as db, transaction(db, "BEGIN"):
+        found = 0
+        for found, difference in enumerate(differences(db), 1):
+            if found <= args.limit_reports:
+                print(difference)
+        if found > args.limit_reports:
+            print("and %d more differences" % (found - args.limit_reports))
+        if found:
+            notice("%s: the rollups do not agree with the rows; 'seed.py %s --rebuild' mends them" % (args.db, args.db))
+            return 1
+        print("verified %d shipments, %d rollup rows" % sizes(db))
+    return 0
+
+
+def rebuild_all(args):
+    with existing(args.db) as db:
+        with transaction(db):
+            rebuild(db)
+        print("rebuilt from %d shipments, %d rollup rows" % sizes(db))
+    return 0
 
 
 def next_number(db):

@@ -92,31 +92,6 @@ class Failure(Exception):
 
 # Environment files
 
-def read_env_file(path):
-    """Return the Variables of an EnvironmentFile= (systemd.exec(5)), in file order; of a name given twice the last counts.
-
-    Quotes and backslashes work as systemd reads them; nothing is expanded. Lines that systemd would
-    skip with a note in the journal are errors here: a setting that silently does not count is a trap.
-    """
-    text = _env_text(path)
-    variables, at = [], 0
-    while at < len(text):
-        skipped = ENV_SKIPPED.match(text, at)
-        if skipped:
-            at = skipped.end()
-            continue
-        line = text.count("\n", 0, at) + 1
-        name = ENV_NAME.match(text, at)
-        if not name:
-            raise EnvFileError("{}:{}: {}".format(path, line, _bad_line(text[at:].split("\n", 1)[0].strip())))
-        value, at = _env_value(text, name.end())
-        if value is None:
-            raise EnvFileError("{}:{}: the quote of {} is never closed; close it, or put a backslash before it"
-                               .format(path, line, name.group(1)))
-        variables.append(Variable(name.group(1), value, line))
-    return variables
-
-
 def _env_text(path):
     try:
         with open(path, "rb") as file:
@@ -140,6 +115,12 @@ def _bad_line(line):
     return "{} is no assignment; write NAME=VALUE, or # before a comment".format(ascii(line))
 
 
+def _double_quoted(escape):
+    """Within double quotes a backslash counts only before what a shell would let it escape; else it stays."""
+    character = escape.group(1)
+    return "" if character == "\n" else character if character in '"\\`$' else escape.group(0)
+
+
 def _env_value(text, at):
     """Read one value; return it and where it ends, or None for a quote that never closes."""
     parts = []
@@ -156,10 +137,29 @@ def _env_value(text, at):
     return "".join(parts), bare.end()
 
 
-def _double_quoted(escape):
-    """Within double quotes a backslash counts only before what a shell would let it escape; else it stays."""
-    character = escape.group(1)
-    return "" if character == "\n" else character if character in '"\\`$' else escape.group(0)
+def read_env_file(path):
+    """Return the Variables of an EnvironmentFile= (systemd.exec(5)), in file order; of a name given twice the last counts.
+
+    Quotes and backslashes work as systemd reads them; nothing is expanded. Lines that systemd would
+    skip with a note in the journal are errors here: a setting that silently does not count is a trap.
+    """
+    text = _env_text(path)
+    variables, at = [], 0
+    while at < len(text):
+        skipped = ENV_SKIPPED.match(text, at)
+        if skipped:
+            at = skipped.end()
+            continue
+        line = text.count("\n", 0, at) + 1
+        name = ENV_NAME.match(text, at)
+        if not name:
+            raise EnvFileError("{}:{}: {}".format(path, line, _bad_line(text[at:].split("\n", 1)[0].strip())))
+        value, at = _env_value(text, name.end())
+        if value is None:
+            raise EnvFileError("{}:{}: the quote of {} is never closed; close it, or put a backslash before it"
+                               .format(path, line, name.group(1)))
+        variables.append(Variable(name.group(1), value, line))
+    return variables
 
 
 # What /proc tells of processes
@@ -247,6 +247,18 @@ def lock_holder(path):
     return None if kind == fcntl.F_UNLCK else pid
 
 
+def _may_have_open(pid, wanted):
+    seen = False
+    for descriptor, _ in open_files(pid):
+        seen = True
+        try:
+            if os.path.samestat(os.stat(descriptor), wanted):
+                return True
+        except OSError:     # closed meanwhile
+            continue
+    return not seen
+
+
 def file_holders(path):
     """Return the PIDs that hold POSIX locks on a file, from /proc/locks, never opening it.
 
@@ -260,16 +272,25 @@ def file_holders(path):
     return sorted(pid for pid in pids if pid > 0 and _may_have_open(pid, wanted))
 
 
-def _may_have_open(pid, wanted):
-    seen = False
-    for descriptor, _ in open_files(pid):
-        seen = True
-        try:
-            if os.path.samestat(os.stat(descriptor), wanted):
-                return True
-        except OSError:     # closed meanwhile
-            continue
-    return not seen
+def content_fault(path, status):
+    """Return why a file of this os.stat_result must not become a PID file, None when it may."""
+    if not stat.S_ISREG(status.st_mode):
+        return "PID file {} is no regular file; remove it, or set another METRICS_PID_FILE".format(path)
+    if status.st_size > PID_FILE_MAX:
+        return ("PID file {} has {} bytes, which is no PID but somebody's data; set another METRICS_PID_FILE, or remove the file"
+                .format(path, status.st_size))
+    return None
+
+
+def _open_fault(path, error):
+    causes = {
+        errno.ELOOP: "is a symbolic link, which is refused; remove it, or set METRICS_PID_FILE to the file itself",
+        errno.EISDIR: "is a folder; set METRICS_PID_FILE to a file",
+        errno.ENOENT: "cannot be created: its folder is missing; create the folder, or set another METRICS_PID_FILE",
+        errno.EACCES: "cannot be opened for writing by uid {}; give it the file and its folder, or set another METRICS_PID_FILE"
+                      .format(os.geteuid()),
+    }
+    return "PID file {} {}".format(path, causes.get(error.errno, "could not be opened: {}".format(error.strerror)))
 
 
 class PidFile:
@@ -352,27 +373,6 @@ class PidFile:
             return False
 
 
-def content_fault(path, status):
-    """Return why a file of this os.stat_result must not become a PID file, None when it may."""
-    if not stat.S_ISREG(status.st_mode):
-        return "PID file {} is no regular file; remove it, or set another METRICS_PID_FILE".format(path)
-    if status.st_size > PID_FILE_MAX:
-        return ("PID file {} has {} bytes, which is no PID but somebody's data; set another METRICS_PID_FILE, or remove the file"
-                .format(path, status.st_size))
-    return None
-
-
-def _open_fault(path, error):
-    causes = {
-        errno.ELOOP: "is a symbolic link, which is refused; remove it, or set METRICS_PID_FILE to the file itself",
-        errno.EISDIR: "is a folder; set METRICS_PID_FILE to a file",
-        errno.ENOENT: "cannot be created: its folder is missing; create the folder, or set another METRICS_PID_FILE",
-        errno.EACCES: "cannot be opened for writing by uid {}; give it the file and its folder, or set another METRICS_PID_FILE"
-                      .format(os.geteuid()),
-    }
-    return "PID file {} {}".format(path, causes.get(error.errno, "could not be opened: {}".format(error.strerror)))
-
-
 def path_fault(path):
     """Return why PidFile(path).acquire() would fail for another reason than Held, None when it would not; creates nothing."""
     try:
@@ -392,17 +392,11 @@ def path_fault(path):
 
 # Sockets
 
-def listeners(host, port):
-    """Return the Listeners that a server on this host and port would meet, one for each process that has the socket open.
-
-    Port 0 stands for every port. From /proc/net/tcp and tcp6; a wildcard on either side meets every address of its
-    family, and `::` those of IPv4 too. Raises OSError (socket.gaierror) when the host's name does not resolve.
-    """
-    wanted = {ipaddress.ip_address(entry[4][0].split("%")[0]) for entry in
-              socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)}
-    found = [row for row in _listening(port) if any(_meet(row[1], one) for one in wanted)]
-    pids = _socket_owners({row[0] for row in found}) if found else {}
-    return [Listener(pid, inode, str(address), at) for inode, address, at in found for pid in pids.get(inode, [None])]
+def _proc_address(digits):
+    """Turn /proc's address, 32-bit words in the machine's byte order, into an ipaddress; ::ffff:a.b.c.d becomes a.b.c.d."""
+    words = [int(digits[i:i + 8], 16) for i in range(0, len(digits), 8)]
+    address = ipaddress.ip_address(struct.pack("={}I".format(len(words)), *words))
+    return getattr(address, "ipv4_mapped", None) or address
 
 
 def _listening(port):
@@ -416,13 +410,6 @@ def _listening(port):
             address, _, local_port = row[1].partition(":")
             if row[3] == TCP_LISTEN and port in (0, int(local_port, 16)):
                 yield int(row[9]), _proc_address(address), int(local_port, 16)
-
-
-def _proc_address(digits):
-    """Turn /proc's address, 32-bit words in the machine's byte order, into an ipaddress; ::ffff:a.b.c.d becomes a.b.c.d."""
-    words = [int(digits[i:i + 8], 16) for i in range(0, len(digits), 8)]
-    address = ipaddress.ip_address(struct.pack("={}I".format(len(words)), *words))
-    return getattr(address, "ipv4_mapped", None) or address
 
 
 def _meet(one, other):
@@ -441,7 +428,27 @@ def _socket_owners(inodes):
     return owners
 
 
+def listeners(host, port):
+    """Return the Listeners that a server on this host and port would meet, one for each process that has the socket open.
+
+    Port 0 stands for every port. From /proc/net/tcp and tcp6; a wildcard on either side meets every address of its
+    family, and `::` those of IPv4 too. Raises OSError (socket.gaierror) when the host's name does not resolve.
+    """
+    wanted = {ipaddress.ip_address(entry[4][0].split("%")[0]) for entry in
+              socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)}
+    found = [row for row in _listening(port) if any(_meet(row[1], one) for one in wanted)]
+    pids = _socket_owners({row[0] for row in found}) if found else {}
+    return [Listener(pid, inode, str(address), at) for inode, address, at in found for pid in pids.get(inode, [None])]
+
+
 # Proof of identity
+
+def _link(pid, name):
+    try:
+        return os.readlink("/proc/{}/{}".format(pid, name))
+    except OSError:         # gone, or another user's
+        return None
+
 
 def script_of(pid):
     """Return the path of the script that a process runs with Python, None when it runs none.
@@ -462,13 +469,6 @@ def script_of(pid):
     return None
 
 
-def _link(pid, name):
-    try:
-        return os.readlink("/proc/{}/{}".format(pid, name))
-    except OSError:         # gone, or another user's
-        return None
-
-
 def holder(path):
     """Return lock_holder(path), by way of /proc/locks where the file cannot be read; None where nothing lockable is."""
     try:
@@ -477,13 +477,6 @@ def holder(path):
         return next(iter(file_holders(path)), None)
     except OSError:         # a symbolic link or a socket, which no PidFile locks
         return None
-
-
-def claims(pid, target):
-    """Return the Claims that together prove a process of this folder's service to be the instance without its PID file."""
-    return [Claim("a trusted user (uid {})".format(owner(pid)), owner(pid) in _trusted_uids(target.pid_file)),
-            Claim("a lock on {}".format(target.pid_file), _has_locked(pid, target.pid_file)),
-            Claim("port {}".format(target.port) if target.port else "a port", _listens(pid, target))]
 
 
 def _trusted_uids(path):
@@ -497,12 +490,6 @@ def _trusted_uids(path):
     return uids
 
 
-def _has_locked(pid, path):
-    path = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
-    return any(target in (path, path + " (deleted)") and _is_locked(pid, os.path.basename(descriptor))
-               for descriptor, target in open_files(pid))
-
-
 def _is_locked(pid, number):
     try:
         with open("/proc/{}/fdinfo/{}".format(pid, number)) as file:
@@ -511,9 +498,10 @@ def _is_locked(pid, number):
         return False
 
 
-def _listens(pid, target):
-    hidden = not os.access("/proc/{}/fd".format(pid), os.R_OK)
-    return any(listener.pid == pid or listener.pid is None and hidden for listener in port_holders(target))
+def _has_locked(pid, path):
+    path = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
+    return any(target in (path, path + " (deleted)") and _is_locked(pid, os.path.basename(descriptor))
+               for descriptor, target in open_files(pid))
 
 
 def port_holders(target):
@@ -522,6 +510,18 @@ def port_holders(target):
         return listeners(target.host, target.port)
     except (OSError, UnicodeError):     # METRICS_HOST does not resolve, or is no name: then the port alone is looked at
         return listeners("::", target.port)
+
+
+def _listens(pid, target):
+    hidden = not os.access("/proc/{}/fd".format(pid), os.R_OK)
+    return any(listener.pid == pid or listener.pid is None and hidden for listener in port_holders(target))
+
+
+def claims(pid, target):
+    """Return the Claims that together prove a process of this folder's service to be the instance without its PID file."""
+    return [Claim("a trusted user (uid {})".format(owner(pid)), owner(pid) in _trusted_uids(target.pid_file)),
+            Claim("a lock on {}".format(target.pid_file), _has_locked(pid, target.pid_file)),
+            Claim("port {}".format(target.port) if target.port else "a port", _listens(pid, target))]
 
 
 def proof(pid, target):
@@ -534,6 +534,14 @@ def proof(pid, target):
         return "holds the lock of {}".format(target.pid_file) if proven else None
     found = claims(pid, target) if script == SERVICE else []
     return "has " + ", ".join(claim.words for claim in found) if found and all(claim.holds for claim in found) else None
+
+
+def _suspicion(pid, target):
+    """Name a process of this folder that has our PID file or port; whoever has neither is another instance, and no concern."""
+    found = claims(pid, target)
+    if any(claim.holds for claim in found[1:]):
+        lacks = " and ".join(claim.words for claim in found if not claim.holds) or "the lock of the present PID file"
+        yield "{} runs this folder's {} but lacks {}".format(describe(pid), SCRIPT, lacks)
 
 
 def find(target):
@@ -555,12 +563,12 @@ def find(target):
     return Finding(instance, unproven)
 
 
-def _suspicion(pid, target):
-    """Name a process of this folder that has our PID file or port; whoever has neither is another instance, and no concern."""
-    found = claims(pid, target)
-    if any(claim.holds for claim in found[1:]):
-        lacks = " and ".join(claim.words for claim in found if not claim.holds) or "the lock of the present PID file"
-        yield "{} runs this folder's {} but lacks {}".format(describe(pid), SCRIPT, lacks)
+def _content(path):
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        return os.read(descriptor, PID_FILE_MAX)
+    finally:
+        os.close(descriptor)
 
 
 def pid_file_says(path):
@@ -575,14 +583,6 @@ def pid_file_says(path):
         shown = ascii(content[:PID_SHOWN])[1:] + ("..." if len(content) > PID_SHOWN else "")
         return "PID file {} contains {}, which is no PID of a service".format(path, shown)
     return "PID file {} names {}, which does not hold its lock and is left alone".format(path, describe(int(content)))
-
-
-def _content(path):
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        return os.read(descriptor, PID_FILE_MAX)
-    finally:
-        os.close(descriptor)
 
 
 def start_time(pid):
@@ -609,6 +609,15 @@ def ended(instance):
     """Tell whether the process is gone; a zombie, which only its parent can bury, and a reused number count as gone."""
     status = process_stat(instance.pid)
     return status is None or status.state in "ZX" or status.started != instance.started
+
+
+def _pidfd(pid):
+    if not hasattr(os, "pidfd_open") or not hasattr(signal, "pidfd_send_signal"):
+        return None
+    try:
+        return os.pidfd_open(pid)
+    except OSError:         # an old kernel, a sandbox that forbids it, or gone, which the proof will tell
+        return None
 
 
 @contextlib.contextmanager
@@ -639,15 +648,6 @@ def grip(instance, target):
     finally:
         if descriptor is not None:
             os.close(descriptor)
-
-
-def _pidfd(pid):
-    if not hasattr(os, "pidfd_open") or not hasattr(signal, "pidfd_send_signal"):
-        return None
-    try:
-        return os.pidfd_open(pid)
-    except OSError:         # an old kernel, a sandbox that forbids it, or gone, which the proof will tell
-        return None
 
 
 # Stop, start, and proof that it answers
@@ -690,22 +690,6 @@ def tidy(path):
         pass
 
 
-def inquire(pid, target):
-    """Ask a process through a port that is proven to be its own; return its Answer."""
-    everywhere = Target(target.pid_file, "::", 0)   # settings that changed since its start name a port that it does not have
-    mine = [one for where in (target, everywhere) for one in port_holders(where) if one.pid == pid]
-    if not mine:
-        return Answer(None, None, False, "it does not listen on port {}".format(target.port))
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(mine[0].address, mine[0].address)
-    url = "http://{}:{}".format("[{}]".format(host) if ":" in host else host, mine[0].port)
-    try:
-        instance = _ask(host, mine[0].port, "/livez")[1].get("instance")
-        status, health = _ask(host, mine[0].port, "/readyz")
-    except (OSError, http.client.HTTPException, ValueError) as error:    # ValueError: no JSON
-        return Answer(url, None, False, "{} does not answer: {}".format(url, error or type(error).__name__))
-    return Answer(url, instance, status == 200, None if status == 200 else _complaints(status, health))
-
-
 def _ask(host, port, path):
     connection = http.client.HTTPConnection(host, port, timeout=ASK_WAIT)
     try:
@@ -727,6 +711,26 @@ def _complaints(status, health):
     return "; ".join(words) or "/readyz answers {}".format(status)
 
 
+def inquire(pid, target):
+    """Ask a process through a port that is proven to be its own; return its Answer."""
+    everywhere = Target(target.pid_file, "::", 0)   # settings that changed since its start name a port that it does not have
+    mine = [one for where in (target, everywhere) for one in port_holders(where) if one.pid == pid]
+    if not mine:
+        return Answer(None, None, False, "it does not listen on port {}".format(target.port))
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(mine[0].address, mine[0].address)
+    url = "http://{}:{}".format("[{}]".format(host) if ":" in host else host, mine[0].port)
+    try:
+        instance = _ask(host, mine[0].port, "/livez")[1].get("instance")
+        status, health = _ask(host, mine[0].port, "/readyz")
+    except (OSError, http.client.HTTPException, ValueError) as error:    # ValueError: no JSON
+        return Answer(url, None, False, "{} does not answer: {}".format(url, error or type(error).__name__))
+    return Answer(url, instance, status == 200, None if status == 200 else _complaints(status, health))
+
+
+def _exit_words(code):
+    return "with exit code {}".format(code) if code >= 0 else "by {}".format(signal.Signals(-code).name)
+
+
 def await_ready(target, old, seconds, child=None):
     """Wait until the instance is ready; return its last Answer. Raise Failure as soon as `child` has ended.
 
@@ -742,10 +746,6 @@ def await_ready(target, old, seconds, child=None):
         return inquire(instance.pid, target)
 
     return wait_until(look, seconds, lambda answer: answer.ready and answer.instance not in (None, old))
-
-
-def _exit_words(code):
-    return "with exit code {}".format(code) if code >= 0 else "by {}".format(signal.Signals(-code).name)
 
 
 def _default_signals():
@@ -835,6 +835,15 @@ def cmd_stop(target, options):
     return 0
 
 
+def _report(answer, options):
+    if answer.instance:
+        print(answer.url, answer.instance)
+    if answer.ready and answer.instance != options.old:
+        return 0
+    say("not ready: {}".format(answer.detail or "the old instance still answers"))
+    return 3 if answer.instance else 4 if answer.url else 1
+
+
 def cmd_start(target, options):
     child = spawn(options.command, target.pid_file + ".out")
     say("started pid {}".format(child.pid))
@@ -843,15 +852,6 @@ def cmd_start(target, options):
 
 def cmd_await(target, options):
     return _report(await_ready(target, options.old, options.timeout), options)
-
-
-def _report(answer, options):
-    if answer.instance:
-        print(answer.url, answer.instance)
-    if answer.ready and answer.instance != options.old:
-        return 0
-    say("not ready: {}".format(answer.detail or "the old instance still answers"))
-    return 3 if answer.instance else 4 if answer.url else 1
 
 
 def cmd_hold(target, options):

@@ -45,6 +45,17 @@ def test_nothing_imports_the_service_and_the_check_imports_no_sibling():
     assert graph["health_check"] == graph["supervision"] == graph["exposition"] == graph["webserver"] == set()
 
 
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.name)
+def test_a_function_uses_only_what_stands_above_it(path):
+    top = [node for node in ast.parse(path.read_text()).body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+    place = {node.name: number for number, node in enumerate(top)}
+    for number, node in enumerate(top):
+        inside = list(ast.walk(node))
+        local = {item.arg for item in inside if isinstance(item, ast.arg)}
+        used = {item.id for item in inside if isinstance(item, ast.Name)} - local
+        assert not [name for name in used if place.get(name, number) > number], node.name
+
+
 def test_the_check_calls_itself_what_the_service_excuses():
     assert health_check.AGENT == metrics_service.CHECK_AGENT
 
