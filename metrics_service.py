@@ -176,7 +176,17 @@ def unknown_settings(given):
                 name, given[name].source, "did you mean %s?" % near[0] if near else "remove it, or see docs/configuration.md")
 
 
-def load_settings(given):
+def clashes(settings, env_file):
+    """A complaint for each file with two purposes, which would destroy it: a log is appended to, a PID file removed at the end."""
+    roles = {}
+    for role, path in (("METRICS_DB_PATH", settings.db_path), ("--env-file", env_file), ("METRICS_LOG_FILE", settings.log_file),
+                       ("METRICS_PID_FILE", settings.pid_file)):
+        other = roles.setdefault(os.path.realpath(path), role) if path else role
+        if other != role:
+            yield "%s and %s are the same file, %s; give each its own" % (other, role, path)
+
+
+def load_settings(given, env_file=None):
     """(Settings, complaints): a setting that is missing or bad has its default, and a complaint that names it and the cure."""
     values, complaints = [], list(unknown_settings(given))
     for name, setting in VARIABLES.items():
@@ -191,13 +201,17 @@ def load_settings(given):
             state = "is empty (from %s)" % given[name].source if name in given else "is not set"
             complaints.append("%s %s; set it to %s" % (name, state, setting.cure))
         values.append(value)
-    return Settings(*values), complaints
+    settings = Settings(*values)
+    shared = list(clashes(settings, env_file))
+    if shared:  # the refusal itself must not be logged into the database
+        settings = settings._replace(log_file=None)
+    return settings, complaints + shared
 
 
 def read_settings(env_file):
     """load_settings of the environment and the env file. Of a file that cannot be read whole nothing counts."""
     try:
-        return load_settings(gather(env_file))
+        return load_settings(gather(env_file), env_file)
     except (OSError, supervision.EnvFileError) as error:
         return load_settings({})[0], ["the env file cannot be used: %s" % error]
 
@@ -303,7 +317,7 @@ class Log(logging.Handler):
         else:
             self.reason, self.last_recovery = None, record.created
 
-    def look(self):
+    def probe(self):
         """What the next line would find out: a quiet service too must notice a file that was rotated, lost or mended."""
         self.retry()
         try:
@@ -356,7 +370,7 @@ class Log(logging.Handler):
 
     def document(self):
         with self.lock:
-            self.look()
+            self.probe()
         return {
             "target": "file" if self.path and not self.reason else "stdout",
             "path": self.path,
@@ -534,7 +548,7 @@ class Store:
         self.last = self.good_at = None             # the last Figures, and when they were last known to be true (monotonic)
         self.data_version = self.written = None     # of the last Figures: PRAGMA data_version; time and size of the file
         self.trouble, self.failed_at = None, 0.0    # of the last attempt, and its end (monotonic)
-        self.said = None                            # (event, reason) of the last state logged, None for a good one
+        self.state = None                           # (event, reason) of the last state logged, None for a good one
         self.queries, self.seconds, self.last_seconds, self.max_seconds = 0, 0.0, None, None
         self.failures, self.replaced = collections.Counter(), 0
 
@@ -577,21 +591,19 @@ class Store:
 
     def say(self):
         """Logs a change of state, once."""
-        trouble = self.trouble
-        if not trouble:
-            said = None
-        elif self.bridging():
-            said = "database_stale", trouble.reason
-        else:
-            said = "schema_mismatch" if trouble.reason == "schema_mismatch" else "database_unavailable", trouble.reason
-        if said == self.said:
+        trouble, state = self.trouble, None
+        if self.bridging():
+            state = "database_stale", trouble.reason
+        elif trouble:
+            state = "schema_mismatch" if trouble.status == 500 else "database_unavailable", trouble.reason
+        former, self.state = self.state, state
+        if state == former:
             return
-        if said:
-            level = logging.WARNING if said[0] == "database_stale" else logging.ERROR
-            event(level, said[0], reason=said[1], detail=trouble.detail)
+        if state:
+            level = logging.WARNING if state[0] == "database_stale" else logging.ERROR
+            event(level, state[0], reason=trouble.reason, detail=trouble.detail)
         else:
-            event(logging.INFO, "database_recovered", reason=self.said[1], path=self.path)
-        self.said = said
+            event(logging.INFO, "database_recovered", reason=former[1], path=self.path)
 
     def refresh(self, started):
         """Brings self.last up to date. Raises Trouble."""
@@ -886,11 +898,12 @@ class Service:
 
     def document(self, snapshot, history):
         figures, stale = snapshot
-        document = {"service": None, "generated_at": instant(figures.now), "stale": None}  # the service's own block comes first
+        blocks = self.own_blocks(figures)
+        document = {"service": blocks.pop("service"), "generated_at": instant(figures.now), "stale": None}
         if stale:
             document["stale"] = {"reason": stale.reason, "age_seconds": round(self.store.age(), 1), "detail": stale.detail}
         document.update(exposition.metrics_document(figures, history))
-        document.update(self.own_blocks(figures))
+        document.update(blocks)
         return document
 
     def own_blocks(self, figures=None):
@@ -971,18 +984,7 @@ def writable(path):
     return None
 
 
-def check_clashes(settings, env_file):
-    """One file for two purposes would destroy it: the log is appended to, the PID file removed at the end."""
-    roles = {}
-    for role, path in (("METRICS_DB_PATH", settings.db_path), ("--env-file", env_file), ("METRICS_LOG_FILE", settings.log_file),
-                       ("METRICS_PID_FILE", settings.pid_file)):
-        other = roles.setdefault(os.path.realpath(path), role) if path else role
-        if other != role:
-            yield Finding("error", "%s and %s are the same file, %s; give each its own" % (other, role, path))
-
-
-def check_files(settings, env_file):
-    yield from check_clashes(settings, env_file)
+def check_files(settings):
     why = writable(settings.log_file) if settings.log_file else None
     if why:
         yield Finding("warning", "METRICS_LOG_FILE %s cannot be written: %s; the service will log to stdout" % (
@@ -1083,12 +1085,12 @@ class Signals:
         self.writer.close()
 
 
-def prepare(settings, complaints, env_file):
+def prepare(settings, complaints):
     """The Store, once configuration and schema are found good. Raises Refused, having logged each finding."""
     try:
         refuse_errors(Finding("error", complaint) for complaint in complaints)
         store = open_store(settings)
-        refuse_errors(list(check_files(settings, env_file)) + list(check_store(store)))
+        refuse_errors(list(check_files(settings)) + list(check_store(store)))
         for finding in check_exposure(settings):
             event(logging.WARNING, "exposed", detail=finding.text)
         return store
@@ -1144,7 +1146,7 @@ def command_check(env_file):
     """Validates everything, takes no lock, creates no file; prints a line a finding."""
     settings, complaints = read_settings(env_file)
     findings = [Finding("error", complaint) for complaint in complaints]
-    findings += list(check_files(settings, env_file)) + list(check_exposure(settings))
+    findings += list(check_files(settings)) + list(check_exposure(settings))
     if not complaints:  # else the port may be a default that nobody wants
         findings += check_port(settings)
     if settings.db_path:
@@ -1169,12 +1171,9 @@ def command_settings(env_file):
 
 def command_serve(env_file):
     settings, complaints = read_settings(env_file)
-    clashes = [finding.text for finding in check_clashes(settings, env_file)]
-    if clashes:  # the refusal itself must not be logged into the database
-        settings, complaints = settings._replace(log_file=None), complaints + clashes
     log = start_log(settings)
     with Signals() as signals:
-        store = prepare(settings, complaints, env_file)
+        store = prepare(settings, complaints)
         with supervision.PidFile(settings.pid_file):
             return serve(settings, log, store, signals)
 
@@ -1184,7 +1183,7 @@ def demo_settings(env_file, folder):
     given = gather(env_file)
     for name, value in (("METRICS_DB_PATH", "shipments.db"), ("METRICS_PID_FILE", "demo.pid")):
         given[name] = Given(value, "--demo", folder)
-    settings, complaints = load_settings(given)
+    settings, complaints = load_settings(given, env_file)
     if "METRICS_PORT" not in given and any(check_port(settings)):
         settings = settings._replace(port=0)
     return settings, complaints
@@ -1226,7 +1225,7 @@ def command_demo(env_file):
             if code:
                 raise OSError("seed.py could not make the demo's database in %s, exit code %d" % (folder, code))
             with live_traffic(settings.db_path), supervision.PidFile(settings.pid_file):
-                store = prepare(settings, complaints, env_file)
+                store = prepare(settings, complaints)
                 return serve(settings, log, store, signals, lambda url: print(
                     "demo: open %s/metrics, /readyz or /livez; Ctrl-C ends it and removes %s" % (url, folder), flush=True))
     finally:

@@ -31,22 +31,17 @@ Request = collections.namedtuple("Request", "method path query headers")  # quer
 Response = collections.namedtuple("Response", "status content_type body headers")
 
 
-def answer(status, content_type, body, headers=()):
-    return Response(int(status), content_type, body, tuple(headers))
-
-
 def json_answer(status, document, content_type="application/json", headers=()):
     """A Response of the document. NaN and infinity, which JSON does not have, raise ValueError."""
     body = json.dumps(document, allow_nan=False, ensure_ascii=False).encode("utf-8") + b"\n"
-    return answer(status, content_type, body, headers)
+    return Response(status, content_type, body, headers)
 
 
 def problem(status, detail, headers=(), **members):
     """A problem+json Response: the status in words, the detail as a sentence, further members as they are."""
-    status = HTTPStatus(status)
-    document = {"type": "about:blank", "title": status.phrase, "status": status.value, "detail": detail}
+    document = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": int(status), "detail": detail}
     document.update(members)
-    return json_answer(status, document, "application/problem+json", headers)
+    return json_answer(int(status), document, "application/problem+json", headers)
 
 
 class Handler(http.server.BaseHTTPRequestHandler):

@@ -21,6 +21,7 @@ for name in [name for name in os.environ if name.startswith("METRICS_")]:
     del os.environ[name]  # whoever runs the tests may have a service of their own
 
 FILES = sorted(path.name for path in ROOT.iterdir() if path.suffix in (".py", ".sh", ".sql"))  # what is copied to a host
+LONG = bool(os.environ.get("LONG_TESTS"))  # more of what is only sampled otherwise, such as moments to be killed at
 DEADLINE = 10  # s; how long a test waits for what should come at once
 
 
@@ -139,6 +140,10 @@ def launch(tmp_path):
     yield start
     for service in services:
         service.end()
+
+
+def pytest_configure(config):
+    config.option.reportchars += "s"  # why a test was skipped is always said
 
 
 def pytest_sessionfinish(session, exitstatus):

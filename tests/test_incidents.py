@@ -392,7 +392,7 @@ def service_words():
     """Every event above INFO and every reason of the service."""
     tree = ast.parse((ROOT / "metrics_service.py").read_text())
     events = [args[1] for args in calls(tree, "event") if getattr(args[0], "attr", "") not in ("INFO", "DEBUG")]
-    events += [value.elts[0] for value in assigned(tree, "said") if isinstance(value, ast.Tuple)]
+    events += [value.elts[0] for value in assigned(tree, "state") if isinstance(value, ast.Tuple)]
     reasons = [args[0] for args in calls(tree, "Trouble")]
     reasons += [value for name in ("damage", "obstacle", "look") for value in returned(function(tree, name))]
     reasons += [keyword.value for node in ast.walk(tree) if isinstance(node, ast.Call) for keyword in node.keywords

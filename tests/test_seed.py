@@ -18,6 +18,9 @@ import time
 
 import pytest
 
+from conftest import LONG
+
+KILLS = 200 if LONG else 15     # moments spread over one and a half times the run that is killed
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 NOW = "2026-03-01T12:00:00Z"
 CLOSED = ("delivered", "returned", "cancelled")
@@ -227,11 +230,11 @@ def duration(*command):
 
 def test_killed_at_any_moment_there_is_no_database_or_a_whole_one(tmp_path):
     outcomes, whole = set(), duration(tmp_path / "whole.db", "--rows", 4000)
-    for moment in range(15):
+    for moment in range(KILLS):
         path = tmp_path / ("%d.db" % moment)
         process = start(path, "--rows", 4000)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=whole * moment / 10)
+            process.wait(timeout=1.5 * whole * moment / KILLS)
         stop(process, signal.SIGKILL)
         outcomes.add(path.exists())
         if path.exists():
@@ -245,11 +248,11 @@ def test_an_import_killed_at_any_moment_leaves_the_old_rows_or_the_new(small, tm
     content, counts = small.read_bytes(), set()
     command = ("--csv", tmp_path / "file.csv", "--mapping", tmp_path / "map.sql")
     whole = duration(small, *command)
-    for moment in range(15):
+    for moment in range(KILLS):
         small.write_bytes(content)
         process = start(small, *command)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=whole * moment / 10)
+            process.wait(timeout=1.5 * whole * moment / KILLS)
         stop(process, signal.SIGKILL)
         counts.add(seed(small, "--verify").stdout.split(",")[0])
     assert counts == {"verified 300 shipments", "verified 4300 shipments"}
