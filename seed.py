@@ -378,10 +378,10 @@ def differences(db):
 
 @contextlib.contextmanager
 def load(db, rows):
-    """One transaction around a load of so many rows, which are known to fit: staged under the table's constraints, or made here.
+    """One transaction around a load of so many rows.
 
-    In a small load the triggers keep the rollups. A large one does without them, without the CHECKs, which cost most of storing
-    a row, and in an empty table without the indexes; then the rollups are made once, and all is put back as schema.sql has it.
+    In a small load the triggers keep the rollups. A large one does without them, and in an empty table without the indexes; then
+    the rollups are made once, and all is put back as schema.sql has it.
     """
     with transaction(db):
         size, = db.execute(SIZE).fetchone()
@@ -391,9 +391,7 @@ def load(db, rows):
         aside = dict(schema().triggers, **({} if size else schema().indexes))
         for name, sql in aside.items():
             db.execute("DROP %s IF EXISTS main.%s" % (sql.split()[1], name))
-        db.execute("PRAGMA ignore_check_constraints = ON")
         yield
-        db.execute("PRAGMA ignore_check_constraints = OFF")
         for sql in aside.values():
             db.execute(sql)
         rebuild(db)
@@ -625,7 +623,9 @@ def upsert(db, columns):
         return 0, 0
     with load(db, changes):
         last, = db.execute(SIZE).fetchone()
+        db.execute("PRAGMA ignore_check_constraints = ON")  # the same CHECKs let the rows into incoming
         touched = db.execute(UPSERT.format(**parts)).rowcount
+        db.execute("PRAGMA ignore_check_constraints = OFF")
         stored, = db.execute(STORED, (last,)).fetchone()
     return stored, touched - stored
 
@@ -674,9 +674,12 @@ def bounded(kind, low, high):
 def unix_time(text):
     """An argparse type: the seconds since 1970 of a UTC date or instant."""
     try:
-        return calendar.timegm(time.strptime((text + "T00:00:00Z")[:20], "%Y-%m-%dT%H:%M:%SZ"))
+        moment = time.strptime((text + "T00:00:00Z")[:20], "%Y-%m-%dT%H:%M:%SZ")
     except ValueError:
         raise argparse.ArgumentTypeError("%r is neither YYYY-MM-DD nor YYYY-MM-DDTHH:MM:SSZ" % text)
+    if not 1972 <= moment.tm_year <= 9998:  # the year before belongs to it, and the promises after
+        raise argparse.ArgumentTypeError("%s is not within the years 1972 to 9998" % text)
+    return calendar.timegm(moment)
 
 
 def encoding(text):

@@ -221,6 +221,18 @@ def test_a_run_killed_between_its_two_names_costs_nothing(small, tmp_path):
     assert listing(tmp_path) == ["shipments.db"]
 
 
+@pytest.mark.parametrize("now", ["1971-12-31", "9999-01-01", "tomorrow", "2026-02-30"])
+def test_a_moment_whose_year_cannot_be_seeded_is_refused_before_anything_is_made(tmp_path, now):
+    done = seed(tmp_path / "a.db", "--now", now)
+    assert (done.returncode, listing(tmp_path)) == (2, []) and now in done.stderr
+
+
+@pytest.mark.parametrize("now", ["1972-01-01", "9998-12-31T23:59:59Z"])
+def test_the_first_and_the_last_moment_give_whole_rows(tmp_path, now):
+    assert seed(tmp_path / "a.db", "--rows", 300, "--now", now).returncode == 0
+    assert ask(tmp_path / "a.db", "PRAGMA integrity_check") == [("ok",)]
+
+
 def duration(*command):
     """Seconds that a whole run takes on this machine now: what the moments of the kills are measured by."""
     began = time.monotonic()
