@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Be a well-behaved process, and prove who is one: environment files, a locked PID file, proof of identity, start and stop.
+"""Be a well-behaved process, and prove who is one: environment files, a locked PID file, handover, proof, start and stop.
 
 A number in a PID file proves nothing: its process may be gone and the number given away. What proves life is the
 lock that a process holds on the file, since the kernel drops it with the process and names the holder to whoever asks.
@@ -44,6 +44,10 @@ PID_FILE_MAX = 4096             # bytes; a longer file is somebody's data, which
 PID_SHOWN = 40                  # bytes of a PID file's content in a message
 COMMAND_SHOWN = 120             # characters of a command line in a message
 POLL = 0.05                     # seconds between two looks at a condition
+LOCK_POLL = 0.005               # seconds between two tries to lock; the next service starts when it succeeds
+LISTEN_FDS_START = 3            # first descriptor of sd_listen_fds(3)
+KEPT_FROM = 16                  # where descriptors begin that a handover must not overwrite; sockets are handed over below
+RELOCK_WAIT = 5.0               # seconds for a lock lost by exec: another start that takes it finds the port taken and ends
 KILL_WAIT = 5.0                 # seconds from SIGKILL until we call a process unkillable (stuck in the kernel)
 ASK_WAIT = 2.0                  # seconds for one answer of the service
 ANSWER_MAX = 65536              # bytes of an answer that are read
@@ -53,6 +57,10 @@ TCP_LISTEN = "0A"               # TCP_LISTEN of linux/tcp_states.h, as /proc/net
 PYTHON = re.compile(r"(platform-)?(python|pypy)[0-9.]*[dmtu]*(-dbg)?")    # file name of an interpreter; platform- is RHEL's
 PYTHON_PAIRS = ("-W", "-X", "--check-hash-based-pycs")                     # its options whose value is the next argument
 PID = re.compile(rb"[1-9][0-9]{0,9}\n?")
+
+LIFE_SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)   # what reloads or ends a service
+LISTEN_VARIABLES = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
+HANDOVER = "HANDOVER"           # environment variable from a process to its own next program: JSON with pid, lock and state
 
 ENV_SKIPPED = re.compile(r"[ \t]*(?:[#;][^\n]*)?(?:\n|\Z)")
 ENV_NAME = re.compile(r"[ \t]*([A-Za-z_][A-Za-z0-9_]*)[ \t]*=[ \t]*")
@@ -67,6 +75,7 @@ Target = namedtuple("Target", "pid_file host port")             # which instance
 Claim = namedtuple("Claim", "words holds")                      # one part of a proof
 Instance = namedtuple("Instance", "pid started proof")
 Finding = namedtuple("Finding", "instance unproven")            # Instance or None; sentences that name who might be it
+Handover = namedtuple("Handover", "lock state")                 # descriptor of the locked PID file; bytes
 Answer = namedtuple("Answer", "url instance ready detail")      # None for what it did not say; detail: why it is not ready
 
 
@@ -293,23 +302,34 @@ def _open_fault(path, error):
     return "PID file {} {}".format(path, causes.get(error.errno, "could not be opened: {}".format(error.strerror)))
 
 
+def kept(descriptor):
+    """Return a copy of a descriptor that no socket handed over from LISTEN_FDS_START up takes the number of."""
+    return fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, KEPT_FROM)
+
+
 class PidFile:
     """A file that holds our PID, and whose lock proves that we live.
 
     The lock is POSIX (fcntl): it survives exec while its descriptor stays open, children do not inherit it, and the
     kernel names its holder. The file must not be opened elsewhere in this process: closing it would drop the lock.
+
+    `descriptor` is the one that we had locked before an exec, from inherited(). Before Linux 5.11 the exec of a process
+    with threads drops the lock all the same, so that it is then taken anew.
     """
 
-    def __init__(self, path):
+    def __init__(self, path, descriptor=None):
         self.path = os.path.abspath(path)
         self.descriptor = None
+        self.handed = descriptor
+        self.patience = 0.0 if descriptor is None else RELOCK_WAIT
 
     def acquire(self):
         """Lock the file and write our PID; raise Held when another process has it, PidFileError for the rest."""
+        deadline = time.monotonic() + self.patience
         while self.descriptor is None:
-            descriptor = self._open()
+            descriptor, self.handed = self._open() if self.handed is None else self.handed, None
             try:
-                self._lock(descriptor)
+                self._lock(descriptor, deadline)
                 if self._names(descriptor):    # else its last holder removed it between our open and our lock
                     self.descriptor = descriptor
             finally:
@@ -345,7 +365,11 @@ class PidFile:
     def _open(self):
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         try:
-            descriptor = os.open(self.path, flags, 0o644)
+            first = os.open(self.path, flags, 0o644)
+            try:
+                descriptor = kept(first)    # before it is locked: closing the first one later would drop the lock
+            finally:
+                os.close(first)
         except OSError as error:
             raise PidFileError(_open_fault(self.path, error)) from error
         fault = content_fault(self.path, os.fstat(descriptor))
@@ -354,17 +378,28 @@ class PidFile:
             raise PidFileError(fault)
         return descriptor
 
-    def _lock(self, descriptor):
+    def _lock(self, descriptor, deadline):
         try:
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:    # EAGAIN or EACCES, says fcntl(2)
-            pid = lock_holder(self.path) or 0
-            who = describe(pid) if pid else "a process that cannot be named from here"
-            raise Held("PID file {} is locked by {}; it is running already: stop it first, or set another METRICS_PID_FILE"
-                       .format(self.path, who), pid) from error
+            while not self._locks(descriptor):
+                if time.monotonic() >= deadline:
+                    raise self._held()
+                time.sleep(LOCK_POLL)
         except OSError as error:
             raise PidFileError("PID file {} could not be locked: {}; use a local file system"
                                .format(self.path, error.strerror)) from error
+
+    def _locks(self, descriptor):
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):    # EAGAIN or EACCES, says fcntl(2)
+            return False
+        return True
+
+    def _held(self):
+        pid = lock_holder(self.path) or 0
+        who = describe(pid) if pid else "a process that cannot be named from here"
+        return Held("PID file {} is locked by {}; it is running already: stop it first, or set another METRICS_PID_FILE"
+                    .format(self.path, who), pid)
 
     def _names(self, descriptor):
         try:
@@ -439,6 +474,143 @@ def listeners(host, port):
     found = [row for row in _listening(port) if any(_meet(row[1], one) for one in wanted)]
     pids = _socket_owners({row[0] for row in found}) if found else {}
     return [Listener(pid, inode, str(address), at) for inode, address, at in found for pid in pids.get(inode, [None])]
+
+
+# Handover: by a supervisor to us, and by us to our next program
+
+def _listening_socket(descriptor):
+    """Return the socket of a descriptor, close-on-exec; raise Failure unless it is a TCP socket that listens."""
+    try:
+        given = socket.socket(fileno=descriptor)    # Python 3.6 takes whatever it is for a socket of AF_INET
+        try:
+            family, kind, listens = (given.getsockopt(socket.SOL_SOCKET, option)
+                                     for option in (socket.SO_DOMAIN, socket.SO_TYPE, socket.SO_ACCEPTCONN))
+        finally:
+            given.detach()
+    except OSError as error:
+        raise Failure("descriptor {} of LISTEN_FDS is no socket: {}".format(descriptor, error.strerror)) from error
+    if family not in (socket.AF_INET, socket.AF_INET6) or kind != socket.SOCK_STREAM or not listens:
+        raise Failure("descriptor {} of LISTEN_FDS is no listening TCP socket; give it by ListenStream=ADDRESS:PORT"
+                      .format(descriptor))
+    os.set_inheritable(descriptor, False)
+    return socket.socket(family, kind, fileno=descriptor)
+
+
+def handed_sockets():
+    """Return the listening TCP sockets that were handed to us by the protocol of sd_listen_fds(3), and clear its variables.
+
+    What is meant for another process, such as our parent, is not ours. Raises Failure for what cannot be served on.
+    """
+    pid, count, _ = [os.environ.pop(name, "") for name in LISTEN_VARIABLES]
+    if pid != str(os.getpid()):
+        return []
+    if not re.fullmatch("[0-9]{1,4}", count):
+        raise Failure("LISTEN_FDS={} is no number of descriptors".format(ascii(count)))
+    return [_listening_socket(LISTEN_FDS_START + number) for number in range(int(count))]
+
+
+@contextlib.contextmanager
+def blocked():
+    """Keep LIFE_SIGNALS waiting while the block runs; a thread started in it never takes one.
+
+    The mask belongs to the thread: only where all others were started in such a block does none of them take a signal
+    that the exec would then lose.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, LIFE_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def unblock():
+    """Let LIFE_SIGNALS through once their handlers are in place: what waited since before an exec arrives now."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, LIFE_SIGNALS)
+
+
+@contextlib.contextmanager
+def _inheritable(descriptor):
+    before = os.get_inheritable(descriptor)
+    os.set_inheritable(descriptor, True)
+    try:
+        yield
+    finally:
+        os.set_inheritable(descriptor, before)
+
+
+@contextlib.contextmanager
+def _numbered(descriptor, number):
+    """Give a descriptor this number, inheritable; what had the number comes back at the end of the block."""
+    if descriptor == number:
+        with _inheritable(descriptor):
+            yield
+        return
+    try:
+        inheritable = os.get_inheritable(number)
+    except OSError:         # nothing has the number
+        aside = None
+    else:
+        aside = kept(number)
+    try:
+        os.dup2(descriptor, number)
+        yield
+    finally:
+        if aside is None:
+            os.close(number)
+        else:
+            os.dup2(aside, number, inheritable)
+            os.close(aside)
+
+
+@contextlib.contextmanager
+def _written(content):
+    """Give the descriptor of a file without a name that holds these bytes."""
+    if hasattr(os, "memfd_create"):     # Python 3.8
+        made = open(os.memfd_create(HANDOVER), "w+b")
+    else:
+        import tempfile                 # a tenth of the start-up time, else never needed
+        made = tempfile.TemporaryFile()
+    with made as file:
+        file.write(content)
+        file.flush()
+        descriptor = kept(file.fileno())
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def reexec(command, listener, lock, state):
+    """Run another program as this same process, which takes over our listening socket, our PidFile and these bytes.
+
+    The socket is handed over as handed_sockets() takes it, the rest as inherited() does; LIFE_SIGNALS wait until unblock().
+    Other descriptors that `state` names must be inheritable and from KEPT_FROM up. No other thread may be at work.
+    Never returns. Raises OSError when the program cannot be run; then all is as it was.
+    """
+    with contextlib.ExitStack() as undo:
+        undo.enter_context(blocked())
+        content = undo.enter_context(_written(state))
+        undo.enter_context(_numbered(listener.fileno(), LISTEN_FDS_START))
+        for descriptor in (lock.descriptor, content):
+            undo.enter_context(_inheritable(descriptor))
+        handover = json.dumps({"pid": os.getpid(), "lock": lock.descriptor, "state": content})
+        given = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1", HANDOVER: handover}
+        os.execve(command[0], command, dict(os.environ, **given))
+
+
+def inherited():
+    """Return the Handover of the program that we were before reexec(), None when there was none; clears its variable."""
+    try:
+        given = json.loads(os.environ.pop(HANDOVER, "{}"))
+        ours = given["pid"] == os.getpid()
+    except (ValueError, TypeError, KeyError):    # not given, or not by us
+        return None
+    if not ours:
+        return None
+    os.set_inheritable(given["lock"], False)
+    with open(given["state"], "rb") as file:
+        file.seek(0)
+        return Handover(given["lock"], file.read())
 
 
 # Proof of identity
@@ -750,7 +922,7 @@ def await_ready(target, old, seconds, child=None):
 
 def _default_signals():
     """What our caller ignores (nohup, a script that must not be interrupted) would stay ignored across exec."""
-    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+    for number in LIFE_SIGNALS:
         signal.signal(number, signal.SIG_DFL)
 
 

@@ -1,18 +1,20 @@
 """supervision.py on real files, locks, sockets and processes."""
 
+import json
 import os
 import signal
 import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
 import supervision
-from conftest import ROOT, wait_for
+from conftest import DEADLINE, ROOT, wait_for
 
 INSTANCE = """
 import signal, socket, sys
@@ -36,6 +38,57 @@ for _ in range(100):
             os.rmdir(sys.argv[2])
     except supervision.Held:
         pass
+"""
+
+# Executes itself: the first life prints its port and waits for a line, the second says what reached it and answers a client.
+TWO_LIVES = """
+import json, os, signal, socket, sys
+sys.path.insert(0, {root!r})
+import supervision
+handover, sockets, caught = supervision.inherited(), supervision.handed_sockets(), []
+lock = supervision.PidFile(sys.argv[1], handover and handover.lock)
+lock.acquire()
+signal.signal(signal.SIGTERM, lambda number, _: caught.append(number))
+supervision.unblock()
+if handover is None:
+    server = socket.socket()
+    server.bind(("127.0.0.1", 0))
+    server.listen()
+    print(server.getsockname()[1], flush=True)
+    with supervision.blocked():
+        if sys.stdin.readline() == "signal\\n":
+            os.kill(os.getpid(), signal.SIGTERM)
+        supervision.reexec([sys.executable] + sys.argv, server, lock, bytes(range(256)) * 4096)
+told = dict(pid=os.getpid(), caught=caught, state=handover.state == bytes(range(256)) * 4096, lock=handover.lock,
+            listener=sockets[0].fileno(), environ=[name for name in os.environ if name.startswith(("LISTEN_", "HANDOVER"))],
+            inherited=[n for n in range(99) if os.path.exists("/proc/self/fd/%d" % n) and os.get_inheritable(n)])
+print(json.dumps(told), flush=True)
+connection, _ = sockets[0].accept()
+connection.sendall(connection.recv(99))
+signal.pause()
+"""
+# Fails to execute something, with descriptor 3 in use by argv[1], and prints what differs afterwards.
+NO_SECOND_LIFE = """
+import os, signal, socket, sys
+sys.path.insert(0, {root!r})
+import supervision
+def everything():
+    files = dict((int(n), (os.readlink("/proc/self/fd/" + n), os.get_inheritable(int(n))))
+                 for n in os.listdir("/proc/self/fd") if os.path.exists("/proc/self/fd/" + n))
+    return files, dict(os.environ), signal.pthread_sigmask(signal.SIG_BLOCK, ()), supervision._is_locked(os.getpid(), lock.descriptor)
+if sys.argv[1] == "file":
+    os.dup2(os.open("/dev/null", os.O_RDONLY), 3)
+elif sys.argv[1] == "other socket":
+    other = socket.socket()
+server = socket.socket()
+server.listen()
+lock = supervision.PidFile(sys.argv[2])
+lock.acquire()
+before = everything()
+try:
+    supervision.reexec(["/none"], server, lock, b"state")
+except FileNotFoundError:
+    print(everything() == before and before[3], (server.fileno() == 3) == (sys.argv[1] == "listener"))
 """
 GARBAGE = (b"", b"0\n", b"1\n", b"-1\n", b"12 34\n", b"99999999999999999999\n", b"\xc3\xa9\n", b"\x00\xff\x7f", b"4194304\n")
 
@@ -152,6 +205,147 @@ def test_never_do_two_processes_hold_a_lock_that_is_removed_and_made_anew_all_th
     children = [subprocess.Popen(command, stderr=subprocess.PIPE) for _ in range(4)]
     errors = [child.communicate()[1] for child in children]
     assert errors == [b""] * 4
+
+
+def test_the_lock_lies_where_no_handed_over_socket_is_put(tmp_path):
+    with supervision.PidFile(str(tmp_path / "x.pid")) as lock:
+        assert lock.descriptor >= supervision.KEPT_FROM and not os.get_inheritable(lock.descriptor)
+
+
+@pytest.fixture
+def unlocked(tmp_path):
+    """What an exec hands over on a kernel that drops the lock: (path, descriptor)."""
+    path = str(tmp_path / "x.pid")
+    return path, supervision.kept(os.open(path, os.O_RDWR | os.O_CREAT))
+
+
+def test_a_handed_over_lock_is_adopted_with_its_descriptor(unlocked):
+    path, descriptor = unlocked
+    with supervision.PidFile(path, descriptor) as lock:
+        assert (lock.descriptor, Path(path).read_text()) == (descriptor, "%d\n" % os.getpid())
+    assert not os.path.exists(path)
+
+
+def test_a_handed_over_lock_of_a_file_that_was_removed_is_taken_anew(unlocked):
+    path, descriptor = unlocked
+    os.unlink(path)
+    with supervision.PidFile(path, descriptor):
+        assert Path(path).read_text() == "%d\n" % os.getpid()
+
+
+def test_a_lock_lost_on_the_way_is_waited_for(unlocked, run):
+    path, descriptor = unlocked
+    child, _ = run("-c", INSTANCE.format(root=str(ROOT)).replace("signal.pause()", "sys.stdin.readline()"), path, 0,
+                   stdin=subprocess.PIPE)
+    lock = supervision.PidFile(path, descriptor)
+    waiter = threading.Thread(target=lock.acquire)
+    waiter.start()
+    child.stdin.close()
+    waiter.join(supervision.RELOCK_WAIT)
+    assert child.wait() == 0 and Path(path).read_text() == "%d\n" % os.getpid()
+    lock.release()
+
+
+def test_a_lock_that_another_keeps_is_not_waited_for_for_ever(instance, monkeypatch):
+    child, target = instance
+    monkeypatch.setattr(supervision, "RELOCK_WAIT", 0.05)
+    with pytest.raises(supervision.Held) as raised:
+        supervision.PidFile(target.pid_file, os.open(target.pid_file, os.O_RDWR)).acquire()
+    assert raised.value.pid == child.pid
+
+
+@pytest.fixture
+def two_lives(tmp_path, run):
+    """Starts TWO_LIVES, connects, lets it execute itself: two_lives(order) -> (Popen, what it tells, the connection)."""
+    program, connections = tmp_path / "two_lives.py", []
+    program.write_text(TWO_LIVES.format(root=str(ROOT)))
+
+    def start(order):
+        child, port = run(program, tmp_path / "x.pid", stdin=subprocess.PIPE)
+        connections.append(socket.create_connection(("127.0.0.1", int(port)), DEADLINE))
+        assert supervision.lock_holder(str(tmp_path / "x.pid")) == child.pid
+        child.stdin.write(order + "\n")
+        child.stdin.close()
+        return child, json.loads(child.stdout.readline()), connections[-1]
+    yield start
+    for connection in connections:
+        connection.close()
+
+
+def test_across_an_exec_process_lock_socket_state_and_waiting_clients_are_kept(two_lives, tmp_path):
+    child, told, connection = two_lives("go")
+    assert supervision.lock_holder(str(tmp_path / "x.pid")) == child.pid
+    assert told == {"pid": child.pid, "caught": [], "state": True, "lock": told["lock"], "listener": 3, "environ": [],
+                    "inherited": [0, 1, 2]}
+    connection.sendall(b"still there?")
+    assert connection.recv(99) == b"still there?"
+
+
+def test_a_signal_between_two_lives_arrives_in_the_second(two_lives):
+    assert two_lives("signal")[1]["caught"] == [signal.SIGTERM]
+
+
+@pytest.mark.parametrize("third", ["listener", "file", "other socket"])
+def test_an_exec_that_fails_leaves_all_as_it_was(tmp_path, run, third):
+    program = tmp_path / "no_second_life.py"
+    program.write_text(NO_SECOND_LIFE.format(root=str(ROOT)))
+    assert run(program, third, tmp_path / "x.pid")[1] == "True True"
+
+
+def test_a_handover_that_is_not_ours_is_cleared_and_counts_for_nothing(monkeypatch):
+    for given in ('{"pid": 1, "lock": 0, "state": 0}', "{}", "[]", "7", "garbage", ""):
+        monkeypatch.setenv("HANDOVER", given)
+        assert supervision.inherited() is None and "HANDOVER" not in os.environ
+    assert supervision.inherited() is None
+
+
+@pytest.fixture
+def hand_over(monkeypatch):
+    """Acts as a supervisor: hand_over(descriptor, pid=None, count="1")."""
+    def give(descriptor, pid=None, count="1"):
+        monkeypatch.setattr(supervision, "LISTEN_FDS_START", descriptor)
+        monkeypatch.setenv("LISTEN_PID", str(pid or os.getpid()))
+        monkeypatch.setenv("LISTEN_FDS", count)
+        monkeypatch.setenv("LISTEN_FDNAMES", "http")
+    return give
+
+
+@pytest.mark.parametrize("family, address", [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")])
+def test_a_supervisors_socket_is_taken_as_it_is_and_not_passed_on(hand_over, family, address):
+    with socket.socket(family) as server:
+        server.bind((address, 0))
+        server.listen()
+        os.set_inheritable(server.fileno(), True)
+        hand_over(server.fileno())
+        taken, = supervision.handed_sockets()
+        assert (taken.family, taken.getsockname(), taken.get_inheritable()) == (family, server.getsockname(), False)
+        assert taken.detach() == server.fileno()
+    assert not [name for name in supervision.LISTEN_VARIABLES if name in os.environ]
+
+
+def test_sockets_for_another_process_are_left_to_it(hand_over):
+    hand_over(0, pid=os.getppid())
+    assert supervision.handed_sockets() == [] and "LISTEN_PID" not in os.environ
+    assert supervision.handed_sockets() == []
+
+
+@pytest.mark.parametrize("make", [
+    lambda: socket.socket(),
+    lambda: socket.socket(type=socket.SOCK_DGRAM),
+    lambda: socket.socketpair()[0],
+    lambda: open(os.devnull),
+])
+def test_what_is_no_listening_tcp_socket_is_refused_by_number(hand_over, make):
+    with make() as given:
+        hand_over(given.fileno())
+        with pytest.raises(supervision.Failure, match="descriptor %d of LISTEN_FDS is no " % given.fileno()):
+            supervision.handed_sockets()
+
+
+def test_a_count_of_sockets_that_is_none_is_refused(hand_over):
+    hand_over(0, count="many")
+    with pytest.raises(supervision.Failure, match="LISTEN_FDS='many' is no number of descriptors"):
+        supervision.handed_sockets()
 
 
 @pytest.mark.parametrize("make, words", [
