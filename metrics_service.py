@@ -15,12 +15,14 @@ Exit codes: 0 stopped cleanly, 78 configuration or schema refused, 1 anything el
 """
 
 import argparse
+import bisect
 import collections
 import contextlib
 import ctypes
 import difflib
 import errno
 import ipaddress
+import itertools
 import json
 import logging
 import os
@@ -55,11 +57,13 @@ FOLDER = os.path.dirname(os.path.abspath(__file__))
 
 EX_CONFIG = 78          # sysexits.h: something is wrong that only a person can mend
 FUTURE_LIMIT = 1000     # changes dated in the future are counted up to here; more costs and tells nothing
+CLOCK_TICK = 0.05       # s; more than one step of the clock that file times are taken from (10 ms at HZ=100)
 LOCK_POLL = 0.001       # s between two tries of a lock
 BRIEF_WAIT = 0.5        # s to wait for a lock when older figures can be served instead, or it was there a moment ago
 PROGRESS_STEPS = 10000  # SQLite instructions between two looks at the deadline, well under a millisecond
 STOP_POLL = 0.1         # s in which the accept loop notices a stop
 LOG_RETRY = 5           # s between two tries of a log file that could not be written
+RENDERED_MAX = 8        # answers kept, of different hours of history
 LATENCY_BOUNDS = (.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1.0, 2.5, 5.0, 10.0)  # s
 
 # SQL, in the order of asking. An unknown carrier, mode or reason is '' in the rollups.
@@ -68,6 +72,7 @@ CLOSED = "('delivered', 'returned', 'cancelled')"
 
 SCHEMA_VERSION = "PRAGMA schema_version"
 DATA_VERSION = "PRAGMA data_version"
+JOURNAL_MODE = "PRAGMA journal_mode"
 
 BOUNDS = "SELECT le FROM transit_bounds ORDER BY le"
 BY_STATUS = "SELECT status, sum(shipments) FROM rollup_lane GROUP BY status"
@@ -547,7 +552,9 @@ class Store:
         self.versions, self.findings = None, []     # schema_version and user_version that the findings are about
         self.last = self.good_at = None             # the last Figures, and when they were last known to be true (monotonic)
         self.data_version = self.written = None     # of the last Figures: PRAGMA data_version; time and size of the file
+        self.settled = False                        # whether the file had been at rest when they were read
         self.trouble, self.failed_at = None, 0.0    # of the last attempt, and its end (monotonic)
+        self.began = 0.0                            # the start of the last attempt (monotonic)
         self.state = None                           # (event, reason) of the last state logged, None for a good one
         self.queries, self.seconds, self.last_seconds, self.max_seconds = 0, 0.0, None, None
         self.failures, self.replaced = collections.Counter(), 0
@@ -556,14 +563,31 @@ class Store:
         """The Snapshot of this second. Raises Trouble: within the timeout for a lock, within another for the query."""
         arrived = time.monotonic()
         with self.lock:
-            if not self.trouble or self.failed_at < arrived:  # else: who waited for a failing attempt shares its outcome
+            # Who waited shares the outcome of an attempt that began after his arrival, or of one that failed since.
+            if self.failed_at < arrived if self.trouble else self.began < arrived:
                 self.attempt()
             if self.trouble:
                 return self.bridge()
             return Snapshot(self.last, None)
 
+    def unchanged(self, last):
+        """Whether these figures are of this second and of the file as it is, by its time and size alone. A commit in the same
+        tick of the kernel's clock as our reading would not show, so that only a file that was at rest by then qualifies."""
+        if last is None or self.trouble or not self.settled or not self.stale_seconds or last.now != int(self.clock()):
+            return False
+        try:
+            status = os.stat(self.path)
+        except OSError:
+            return False  # the way through reopen() says what it means
+        return (status.st_mtime_ns, status.st_size) == self.written and file_identity(status) == self.inode
+
+    def current(self):
+        """The Snapshot of this second, without a look into the file where it cannot have changed. Raises like snapshot."""
+        last = self.last
+        return Snapshot(last, None) if self.unchanged(last) else self.snapshot()
+
     def attempt(self):
-        started = time.monotonic()
+        self.began = started = time.monotonic()
         try:
             self.refresh(started)
             self.trouble, self.good_at = None, time.monotonic()
@@ -645,6 +669,7 @@ class Store:
         self.connection = sqlite3.connect(uri, uri=True, timeout=0, isolation_level=None, check_same_thread=False)
         self.connection.set_progress_handler(lambda: time.monotonic() > self.deadline, PROGRESS_STEPS)
         self.inode, self.versions, self.data_version = inode, None, None  # these count within one connection only
+        self.settled = False
 
     def status(self):
         """The os.stat_result of the path. Raises Trouble."""
@@ -706,8 +731,9 @@ class Store:
                 written = status.st_mtime_ns, status.st_size
                 if cached and data_version == self.data_version and written != self.written:
                     return False
+                settled = self.one(JOURNAL_MODE) != "wal" and time.time() - status.st_mtime > CLOCK_TICK
                 self.update(int(self.clock()), data_version)
-                self.written = written
+                self.written, self.settled = written, settled
         except sqlite3.DatabaseError as error:
             if not cached or said(error) != "corrupt":
                 raise
@@ -762,36 +788,58 @@ class Store:
 # Service: the routes, and what it counts of itself
 
 class Traffic:
-    """Requests answered, by status code and by latency."""
+    """Requests answered, by route and status code, and by latency."""
 
-    def __init__(self):
+    BOUNDS = LATENCY_BOUNDS + (float("inf"),)
+
+    def __init__(self, log):
         self.lock = threading.Lock()
-        self.codes, self.latency = collections.Counter(), collections.Counter()
+        self.routes, self.latency = collections.Counter(), [0] * len(self.BOUNDS)
         self.seconds, self.slowest = 0.0, None
+        self.verbose = log.threshold <= logging.DEBUG  # asked once: a record that nobody writes costs as much as an answer
 
-    def observe(self, line, status, seconds):
-        bound = next((bound for bound in LATENCY_BOUNDS if seconds <= bound), float("inf"))
+    def observe(self, route, line, status, seconds):
         with self.lock:
-            self.codes[status] += 1
-            self.latency[bound] += 1
+            self.routes[route, status] += 1
+            self.latency[bisect.bisect_left(LATENCY_BOUNDS, seconds)] += 1
             self.seconds += seconds
-            self.slowest = max(seconds, self.slowest or 0)
-        event(logging.DEBUG, "request", line=line, status=status, seconds=round(seconds, 6))
+            if self.slowest is None or seconds > self.slowest:
+                self.slowest = seconds
+        if self.verbose:
+            event(logging.DEBUG, "request", line=line, status=status, seconds=round(seconds, 6))
+
+    def by_code(self):
+        codes = collections.Counter()
+        for (_, status), count in self.routes.items():
+            codes[str(status)] += count
+        return dict(sorted(codes.items()))
+
+    def by_route(self):
+        routes = collections.defaultdict(dict)
+        for (route, status), count in sorted(self.routes.items()):
+            routes[route][str(status)] = count
+        return dict(routes)
+
+    def percentile(self, rank):
+        """Seconds within which this part of the answers was given, from the histogram."""
+        histogram = dict(zip(self.BOUNDS, self.latency))
+        return rounded(min(quantile(histogram, self.BOUNDS, rank), self.slowest)) if self.seconds or any(self.latency) else None
 
     def document(self, in_flight):
-        bounds = LATENCY_BOUNDS + (float("inf"),)
         with self.lock:
-            total = sum(self.codes.values())
+            total, bounds = sum(self.latency), LATENCY_BOUNDS + (None,)
             return {
                 "total": total,
                 "in_flight": in_flight,
-                "by_code": {str(code): count for code, count in sorted(self.codes.items())},
+                "by_code": self.by_code(),
+                "by_route": self.by_route(),
                 "latency_seconds": {
                     "count": total,
                     "mean": ratio(self.seconds, total),
-                    "p50": rounded(min(quantile(self.latency, bounds, .5), self.slowest)) if total else None,
-                    "p95": rounded(min(quantile(self.latency, bounds, .95), self.slowest)) if total else None,
+                    "p50": self.percentile(.5),
+                    "p95": self.percentile(.95),
                     "max": rounded(self.slowest),
+                    "buckets": [{"le": bound, "count": count} for bound, count in zip(bounds, itertools.accumulate(self.latency))],
                 },
             }
 
@@ -811,10 +859,11 @@ class Service:
         self.log, self.store = log, store
         self.instance = uuid.uuid4().hex  # new at every start: how a restart proves that the new one answers
         self.started, self.started_at = time.monotonic(), time.time()
-        self.traffic = Traffic()
-        self.observe = self.traffic.observe
-        self.in_flight = lambda: 0
-        self.rendered = None, None, None  # snapshot, history, body
+        self.traffic = Traffic(log)
+        self.server = None                # webserver.Server, once there is one
+        self.rendering = threading.Lock()
+        self.rendered = None, {}          # figures, and the answers made of them by hours of history
+        self.slow = {"/metrics", "/readyz", "/healthz"}
         self.routes = {"/metrics": self.metrics, "/livez": self.livez, "/readyz": self.readyz, "/healthz": self.readyz}
 
     def respond(self, request):
@@ -828,10 +877,17 @@ class Service:
             return webserver.problem(trouble.status, trouble.detail, retry, reason=trouble.reason,
                                      runbook="docs/runbook.md#" + trouble.reason, **self.own_blocks())
         except Exception as error:  # a defect of ours must not cost the other requests
-            self.defect(error, method=request.method, route=request.path, user_agent=request.headers.get("User-Agent", ""))
+            self.defect(error, method=request.method, route=request.path, user_agent=request.headers.get("user-agent", ""))
             return webserver.problem(500, "a defect in the service; its log has the details", reason="defect",
                                      runbook="docs/runbook.md#defect", service=self.service_document(),
                                      logging=self.log.document())
+
+    def wait(self, request):
+        """Whether the answer may have to wait for the database."""
+        return request.path in self.slow
+
+    def observe(self, path, line, status, seconds):
+        self.traffic.observe(path if path in self.routes else "other", line, status, seconds)
 
     def defect(self, error, **fields):
         stack = "".join(traceback.format_exception(type(error), error, error.__traceback__))
@@ -846,11 +902,25 @@ class Service:
         history = self.history(request.query)
         if history is None:
             return webserver.problem(400, "history must be a whole number of hours from 1 to %d" % exposition.HISTORY_HOURS)
-        snapshot = self.store.snapshot()
-        rendered = self.rendered  # once: another thread may set it meanwhile
-        if rendered[:2] != (snapshot, history):
-            self.rendered = rendered = snapshot, history, webserver.json_answer(200, self.document(snapshot, history))
-        return rendered[2]
+        snapshot = self.store.current()
+        return self.answer(snapshot, history) if snapshot.stale else self.shared_answer(snapshot, history)
+
+    def answer(self, snapshot, history):
+        return webserver.json_answer(200, self.document(snapshot, history))
+
+    def shared_answer(self, snapshot, history):
+        """The answer, rendered once for all who ask about the same figures."""
+        figures, answers = self.rendered
+        if figures is snapshot.figures and history in answers:
+            return answers[history]
+        with self.rendering:
+            figures, answers = self.rendered
+            if figures is not snapshot.figures or len(answers) >= RENDERED_MAX:
+                answers = {}
+            if history not in answers:
+                answers[history] = self.answer(snapshot, history)
+            self.rendered = snapshot.figures, answers
+            return answers[history]
 
     def history(self, query):
         """Hours of history asked for, 0 where nobody asked, None where it makes no sense."""
@@ -911,9 +981,17 @@ class Service:
         return {
             "service": self.service_document(),
             "database": self.database_document(figures or self.store.last),
-            "requests": self.traffic.document(self.in_flight()),
+            "requests": self.traffic.document(self.server.in_flight if self.server else 0),
+            "connections": self.connections_document(),
             "logging": self.log.document(),
         }
+
+    def connections_document(self):
+        server = self.server
+        counts = server.counts if server else {}
+        document = {"open": len(server.connections) if server else 0, "limit": server.limit if server else 0}
+        document.update((name + "_total", counts.get(name, 0)) for name in webserver.COUNTS)
+        return document
 
     def service_document(self):
         return {
@@ -1108,7 +1186,7 @@ def url_of(host, port):
 def listen(settings, service):
     """The Server, listening. Raises OSError whose text names who has the port."""
     try:
-        return webserver.Server((settings.host, settings.port), service)
+        return webserver.Server(webserver.listening_socket((settings.host, settings.port)), service)
     except (OSError, UnicodeError) as error:
         raise OSError(port_trouble(settings, error, port_owners(settings, error))) from error
 
@@ -1116,10 +1194,8 @@ def listen(settings, service):
 def serve(settings, log, store, signals, ready=lambda url: None):
     """Listens, calls ready(url), serves until a signal, drains. The caller holds the PID file. Raises OSError like listen."""
     service = Service(log, store)
-    server = listen(settings, service)
-    service.in_flight = lambda: server.working.count
-    thread = threading.Thread(target=server.serve_forever, args=(STOP_POLL,), daemon=True)
-    thread.start()
+    service.server = server = listen(settings, service)
+    server.start()
     url = url_of(settings.host, server.server_port)
     event(logging.INFO, "service_started", instance=service.instance, pid=os.getpid(), url=url, version=VERSION)
     ready(url)

@@ -36,6 +36,12 @@ def wait_for(condition, what, deadline=DEADLINE):
     raise AssertionError("waited %d s in vain for %s" % (deadline, what))
 
 
+def turn_second():
+    """Waits for the next second of the clock: within one, figures of a file at rest are not asked for again."""
+    now = int(time.time())
+    wait_for(lambda: int(time.time()) > now, "the next second")
+
+
 def copy_product(folder):
     """The files of FILES in the folder; the folder."""
     for name in FILES:
