@@ -44,6 +44,7 @@ import uuid
 
 sys.dont_write_bytecode = True  # --check must leave no trace, and a run by root no file that the service's user cannot replace
 
+import credentials
 import exposition
 import schema_check
 import supervision
@@ -55,6 +56,8 @@ NAME = "metrics_service"
 VERSION = "0.1.0"
 FOLDER = os.path.dirname(os.path.abspath(__file__))
 
+CERTIFICATE_NOTICE = 21 * 86400  # s before a certificate's end in which a person should replace it, as health_check.py has it
+CHECK_SECONDS = 10      # for the --check of the code and the settings that a reload would bring
 EX_CONFIG = 78          # sysexits.h: something is wrong that only a person can mend
 FUTURE_LIMIT = 1000     # changes dated in the future are counted up to here; more costs and tells nothing
 CLOCK_TICK = 0.05       # s; more than one step of the clock that file times are taken from (10 ms at HZ=100)
@@ -149,6 +152,9 @@ SETTINGS = (
     Setting("db_path", None, file_path, "the shipments database, such as /srv/shipments.db; 'python3 seed.py FILE' makes one"),
     Setting("host", "127.0.0.1", plain, "the address to listen on, such as 127.0.0.1"),
     Setting("port", 8321, number(int, 0, 65535), "a free port, such as 8321; 0 takes any free one"),
+    Setting("auth_file", None, file_path, "a file of lines user:hash, each made by --hash-password USER; unset asks nobody"),
+    Setting("tls_cert", None, file_path, "a PEM file of the certificate and its chain; unset means no TLS"),
+    Setting("tls_key", None, file_path, "a PEM file of the certificate's key; unset where METRICS_TLS_CERT has that too"),
     Setting("log_file", None, file_path, "a file this user may write; unset means stdout"),
     Setting("log_format", "text", choice("text", "json"), "text or json"),
     Setting("log_level", "info", choice("debug", "info", "warning", "error"), "debug, info, warning or error"),
@@ -185,7 +191,10 @@ def clashes(settings, env_file):
     """A complaint for each file with two purposes, which would destroy it: a log is appended to, a PID file removed at the end."""
     roles = {}
     for role, path in (("METRICS_DB_PATH", settings.db_path), ("--env-file", env_file), ("METRICS_LOG_FILE", settings.log_file),
-                       ("METRICS_PID_FILE", settings.pid_file)):
+                       ("METRICS_PID_FILE", settings.pid_file), ("METRICS_AUTH_FILE", settings.auth_file),
+                       ("METRICS_TLS_CERT", settings.tls_cert), ("METRICS_TLS_KEY", settings.tls_key)):
+        if role == "METRICS_TLS_KEY" and path == settings.tls_cert:
+            continue  # a PEM file may hold both
         other = roles.setdefault(os.path.realpath(path), role) if path else role
         if other != role:
             yield "%s and %s are the same file, %s; give each its own" % (other, role, path)
@@ -852,26 +861,35 @@ def health_entry(component, status, reason=None, output=None, **observed):
     return [entry]
 
 
+ANYBODY = credentials.Verdict(True, None, None)
+CHALLENGE = 'Basic realm="%s", charset="UTF-8"' % NAME  # RFC 7617, 2.1
+
+
 class Service:
     """The application behind the server: one function a route, one place that turns trouble into a status code."""
 
-    def __init__(self, log, store):
-        self.log, self.store = log, store
+    def __init__(self, log, store, credentials=None, certificate_end=None):
+        self.log, self.store, self.credentials, self.certificate_end = log, store, credentials, certificate_end
+        self.refusal = None               # (time, why) of the last reload, where it was refused
         self.instance = uuid.uuid4().hex  # new at every start: how a restart proves that the new one answers
         self.started, self.started_at = time.monotonic(), time.time()
         self.traffic = Traffic(log)
         self.server = None                # webserver.Server, once there is one
         self.rendering = threading.Lock()
         self.rendered = None, {}          # figures, and the answers made of them by hours of history
+        self.open = {"/readyz", "/healthz"}             # to anybody, though not all of it
         self.slow = {"/metrics", "/readyz", "/healthz"}
         self.routes = {"/metrics": self.metrics, "/livez": self.livez, "/readyz": self.readyz, "/healthz": self.readyz}
 
     def respond(self, request):
         """The Response to any request; trouble and defects become problem documents here."""
         try:
+            verdict = self.judge(request)
+            if not verdict.allowed and request.path not in self.open:
+                return self.challenge(verdict)
             if request.path not in self.routes:
                 return webserver.problem(404, "no such path; there are %s" % ", ".join(sorted(self.routes)))
-            return self.routes[request.path](request)
+            return self.routes[request.path](request, verdict.allowed)
         except Trouble as trouble:
             retry = [("Retry-After", "1")] if trouble.status == 503 else []
             return webserver.problem(trouble.status, trouble.detail, retry, reason=trouble.reason,
@@ -882,9 +900,23 @@ class Service:
                                      runbook="docs/runbook.md#defect", service=self.service_document(),
                                      logging=self.log.document())
 
+    def judge(self, request):
+        """The credentials.Verdict on a request."""
+        if not self.credentials or request.path == "/livez":
+            return ANYBODY
+        return self.credentials.verify(request.headers.get("authorization"))
+
+    def challenge(self, verdict):
+        if verdict.retry_after:
+            return webserver.problem(429, "too many wrong passwords; wait", [("Retry-After", str(verdict.retry_after))],
+                                     reason="credentials", runbook="docs/runbook.md#credentials")
+        return webserver.problem(401, "a user and a password of METRICS_AUTH_FILE are needed", [("WWW-Authenticate", CHALLENGE)],
+                                 reason="credentials", runbook="docs/runbook.md#credentials")
+
     def wait(self, request):
-        """Whether the answer may have to wait for the database."""
-        return request.path in self.slow
+        """Whether the answer may have to wait for the database, or for a password's hash."""
+        return request.path in self.slow or bool(self.credentials) and request.path != "/livez" and not self.credentials.recall(
+            request.headers.get("authorization"))
 
     def observe(self, path, line, status, seconds):
         self.traffic.observe(path if path in self.routes else "other", line, status, seconds)
@@ -898,7 +930,7 @@ class Service:
         event(logging.ERROR, "accept_failed", reason=errno_reason(error),
               detail="no connection can be accepted: %s; trying again" % error.strerror)
 
-    def metrics(self, request):
+    def metrics(self, request, trusted):
         history = self.history(request.query)
         if history is None:
             return webserver.problem(400, "history must be a whole number of hours from 1 to %d" % exposition.HISTORY_HOURS)
@@ -929,17 +961,20 @@ class Service:
         value = query["history"][-1]
         return int(value) if re.match(r"[1-9]\d{0,2}\Z", value, re.ASCII) and int(value) <= exposition.HISTORY_HOURS else None
 
-    def livez(self, request):
-        return webserver.json_answer(200, {"service": NAME, "instance": self.instance})
+    def livez(self, request, trusted):
+        return webserver.json_answer(200, {"service": NAME, "instance": self.instance, "started_at": instant(self.started_at)})
 
-    def readyz(self, request):
+    def readyz(self, request, trusted):
         checks = {"database:shipments": self.database_entry(), "database:schema": self.schema_entry(),
-                  "log:target": self.log_entry()}
+                  "log:target": self.log_entry(), "service:reload": self.reload_entry()}
+        if self.certificate_end is not None:
+            checks["tls:certificate"] = self.certificate_entry()
         states = {entry["status"] for (entry,) in checks.values()}
         status = next(state for state in ("fail", "warn", "pass") if state in states)
         document = {"status": status, "version": "1", "releaseId": VERSION, "serviceId": NAME, "instance": self.instance,
                     "checks": checks}
-        return webserver.json_answer(503 if status == "fail" else 200, document, "application/health+json")
+        return webserver.json_answer(503 if status == "fail" else 200, document if trusted else {"status": status},
+                                     "application/health+json")
 
     def database_entry(self):
         try:
@@ -966,6 +1001,24 @@ class Service:
         output = "the log file %s cannot be written; logging to stdout" % state["path"]
         return health_entry("system", "warn", state["reason"], output)
 
+    def certificate_entry(self):
+        document = self.tls_document()
+        days = document["expires_in_days"]
+        observed = {"observedValue": days, "observedUnit": "days"}
+        if days * exposition.DAY >= CERTIFICATE_NOTICE:
+            return health_entry("system", "pass", **observed)
+        return health_entry("system", "warn", "certificate", "the certificate's end is %s" % document["expires_at"], **observed)
+
+    def reload_entry(self):
+        if not self.refusal:
+            return health_entry("system", "pass")
+        return health_entry("system", "warn", "reload_refused", self.refusal[1], time=instant(self.refusal[0]))
+
+    def refuse_reload(self, why):
+        """Keeps and logs that the last reload was refused; a good one brings another Service."""
+        self.refusal = time.time(), why
+        event(logging.ERROR, "reload_refused", reason="reload_refused", detail=why + "; serving on as before")
+
     def document(self, snapshot, history):
         figures, stale = snapshot
         blocks = self.own_blocks(figures)
@@ -983,8 +1036,15 @@ class Service:
             "database": self.database_document(figures or self.store.last),
             "requests": self.traffic.document(self.server.in_flight if self.server else 0),
             "connections": self.connections_document(),
+            "tls": self.tls_document(),
             "logging": self.log.document(),
         }
+
+    def tls_document(self):
+        if self.certificate_end is None:
+            return None
+        return {"expires_at": instant(self.certificate_end),
+                "expires_in_days": round((self.certificate_end - time.time()) / exposition.DAY, 2)}
 
     def connections_document(self):
         server = self.server
@@ -1035,6 +1095,14 @@ class Refused(Exception):
         self.findings = findings
 
 
+def say_credentials(fault):
+    """Logs that the password file went bad while it is in use, or that it is good again."""
+    if fault:
+        event(logging.ERROR, "credentials_invalid", reason="credentials", detail=fault + "; the users known before stay in force")
+    else:
+        event(logging.INFO, "credentials_recovered", reason="credentials")
+
+
 def check_store(store):
     """Findings about the database. One that exists but cannot be read at the moment is a warning: it may heal by itself."""
     try:
@@ -1080,9 +1148,49 @@ def loopback(host):
 
 
 def check_exposure(settings):
-    if not loopback(settings.host):
-        yield Finding("warning", "METRICS_HOST %s is not loopback: whoever reaches the port reads the metrics, unencrypted and "
-                                 "without a password" % settings.host)
+    """Findings about who can listen in, and who need not even do that."""
+    bare = [words for words, there in (("unencrypted", settings.tls_cert), ("without a password", settings.auth_file)) if not there]
+    if bare and not loopback(settings.host):
+        what = "the password travels" if settings.auth_file else "whoever reaches the port reads the metrics,"
+        yield Finding("warning", "METRICS_HOST %s is not loopback: %s %s; docs/configuration.md says how to guard them" % (
+            settings.host, what, " and ".join(bare)))
+
+
+def tls_of(settings):
+    """(SSLContext, Unix time of the certificate's end), or (None, None) without TLS. Raises Refused."""
+    if not settings.tls_cert:
+        if settings.tls_key:
+            raise Refused([Finding("error", "METRICS_TLS_KEY is set and METRICS_TLS_CERT is not; set both, or neither")])
+        return None, None
+    try:
+        return webserver.tls_context(settings.tls_cert, settings.tls_key), webserver.expiry(settings.tls_cert)
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        files = settings.tls_cert + (" and " + settings.tls_key if settings.tls_key else "")
+        raise Refused([Finding("error", "METRICS_TLS_CERT: %s cannot be used: %s; give a PEM certificate and its own key, without "
+                                        "a passphrase" % (files, getattr(error, "strerror", None) or error))])
+
+
+def credentials_of(settings):
+    """The Credentials of METRICS_AUTH_FILE, None without. Raises Refused."""
+    try:
+        return credentials.Credentials(settings.auth_file, say_credentials) if settings.auth_file else None
+    except credentials.CredentialsError as error:
+        raise Refused([Finding("error", "METRICS_AUTH_FILE: %s" % error)])
+
+
+def check_guards(settings, now):
+    """Findings about certificate, key and passwords. A certificate that is over can be served, and hardly anybody will take it."""
+    end = None
+    for load in (credentials_of, tls_of):
+        try:
+            loaded = load(settings)
+        except Refused as refusal:
+            yield from refusal.findings
+        else:
+            end = loaded[1] if load is tls_of else None
+    if end is not None and end - now < CERTIFICATE_NOTICE:
+        yield Finding("warning", "METRICS_TLS_CERT: the certificate %s %s; renew it and reload" % (
+            "ended at" if end <= now else "ends at", instant(end)))
 
 
 def running(settings):
@@ -1138,13 +1246,12 @@ def refuse_errors(findings):
 class Signals:
     """SIGTERM, SIGINT and SIGHUP as bytes on a socket: the handler does nothing, the main thread reads."""
 
-    NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-
     def __enter__(self):
         self.reader, self.writer = socket.socketpair()
         self.writer.setblocking(False)
         signal.set_wakeup_fd(self.writer.fileno())
-        self.before = {number: signal.signal(number, lambda *_: None) for number in self.NUMBERS}
+        self.before = {number: signal.signal(number, lambda *_: None) for number in supervision.LIFE_SIGNALS}
+        supervision.unblock()
         return self
 
     def wait(self):
@@ -1163,48 +1270,129 @@ class Signals:
         self.writer.close()
 
 
-def prepare(settings, complaints):
-    """The Store, once configuration and schema are found good. Raises Refused, having logged each finding."""
+def url_of(settings, port):
+    host = "[%s]" % settings.host if ":" in settings.host else settings.host
+    return "%s://%s:%d" % ("https" if settings.tls_cert else "http", host, port)
+
+
+def listen(settings):
+    """A listening socket: the one handed to us, or else one of our own. Raises OSError whose text names who has the port."""
+    handed = supervision.handed_sockets()
+    if len(handed) > 1:
+        raise OSError("%d sockets were handed over by LISTEN_FDS, one is served; give one ListenStream=" % len(handed))
+    try:
+        return handed[0] if handed else webserver.listening_socket((settings.host, settings.port))
+    except (OSError, UnicodeError) as error:
+        raise OSError(port_trouble(settings, error, port_owners(settings, error))) from error
+
+
+def own_command(env_file, *options):
+    """The command line of this program, as whatever its file holds by now."""
+    return [sys.executable, os.path.join(FOLDER, NAME + ".py")] + (["--env-file", env_file] if env_file else []) + list(options)
+
+
+def outcome(code, output):
+    """Why a --check that ended with this code refuses, in words, or None."""
+    lines = [line for line in output.decode("utf-8", "replace").splitlines() if line.strip()]
+    errors = [line[len("error: "):] for line in lines if line.startswith("error: ")]
+    return None if code == 0 else "; ".join(errors or lines[-1:]) or "--check ended with exit code %d and no word" % code
+
+
+def recheck(env_file, signals):
+    """Runs --check of the code and the settings as they are now, in a process of their own; why they are refused, or None. The
+    next signal ends it early: a stop shall not wait for it, and after another reload it would be outdated."""
+    deadline, output = time.monotonic() + CHECK_SECONDS, b""
+    with subprocess.Popen(own_command(env_file, "--check"), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT) as child:
+        while True:
+            ready = select.select([child.stdout, signals.reader], [], [], max(0, deadline - time.monotonic()))[0]
+            if child.stdout not in ready or signals.reader in ready:
+                child.kill()
+                return "--check was ended by another signal" if ready else "--check took longer than %d s" % CHECK_SECONDS
+            data = os.read(child.stdout.fileno(), 65536)
+            if not data:
+                break
+            output += data
+    return outcome(child.returncode, output)
+
+
+def immovable(settings, env_file):
+    """Why a reload could not bring the settings as they are now: what belongs to the process stays with it. None if it could."""
+    new = read_settings(env_file)[0]
+    moved = [(name, getattr(settings, name), getattr(new, name)) for name in ("host", "port", "pid_file")]
+    words = ["METRICS_%s from %s to %s" % (name.upper(), old, new) for name, old, new in moved if old != new]
+    return "a reload cannot change %s; restart instead" % " and ".join(words) if words else None
+
+
+class Life:
+    """One run of the service: what it serves with, its reloads and its end."""
+
+    def __init__(self, settings, log, store, signals, env_file):
+        self.settings, self.signals = settings, signals
+        self.env_file = env_file and os.path.abspath(env_file)
+        self.tls, self.certificate_end = tls_of(settings)
+        self.service = Service(log, store, credentials_of(settings), self.certificate_end)
+
+    def start(self, handover):
+        """Listens and serves. Raises OSError like listen."""
+        frozen = json.loads(handover.state.decode()) if handover else []
+        with supervision.blocked():  # so that no other thread ever takes a signal
+            self.service.server = self.server = webserver.Server(listen(self.settings), self.service, self.tls, frozen)
+            self.server.start()
+        url = url_of(self.settings, self.server.server_port)
+        event(logging.INFO, "service_started", instance=self.service.instance, pid=os.getpid(), url=url, version=VERSION,
+              **({"connections": len(frozen)} if handover else {}))
+        return url
+
+    def run(self, lock=None):
+        """Serves until a signal ends it. Without the PidFile, as for a demo, SIGHUP is such a signal too: the terminal is gone."""
+        while True:
+            name = self.signals.wait()
+            if name != "SIGHUP" or not lock:
+                return self.stop(name)
+            refusal = immovable(self.settings, self.env_file) or recheck(self.env_file, self.signals) or self.reload(lock)
+            self.service.refuse_reload(refusal)
+
+    def reload(self, lock):
+        """Goes on as the program and with the settings that the files hold by now; comes back only to say why not."""
+        event(logging.INFO, "service_reloading", instance=self.service.instance)
+        try:
+            if not self.server.pause(self.settings.drain_seconds):
+                return "the requests in flight were not finished within METRICS_DRAIN_SECONDS"
+            state = json.dumps(self.server.freeze()).encode()
+            supervision.reexec(own_command(self.env_file), self.server.socket, lock, state)
+        except OSError as error:
+            return "the new program cannot be run: %s" % error
+        finally:
+            with supervision.blocked():
+                self.server.resume()
+
+    def stop(self, name):
+        event(logging.INFO, "service_stopping", signal=name)
+        abandoned = self.server.stop(self.settings.drain_seconds)
+        if abandoned:
+            event(logging.WARNING, "requests_abandoned", count=abandoned, detail="not finished within METRICS_DRAIN_SECONDS")
+        uptime = round(time.monotonic() - self.service.started, 1)
+        event(logging.INFO, "service_stopped", uptime=uptime, abandoned=abandoned)
+        return 0
+
+
+def prepare(settings, complaints, log, signals, env_file):
+    """The Life, once configuration and schema are found good. Raises Refused, having logged each finding."""
     try:
         refuse_errors(Finding("error", complaint) for complaint in complaints)
         store = open_store(settings)
-        refuse_errors(list(check_files(settings)) + list(check_store(store)))
-        for finding in check_exposure(settings):
-            event(logging.WARNING, "exposed", detail=finding.text)
-        return store
+        guards = list(check_guards(settings, time.time()))
+        refuse_errors(list(check_files(settings)) + guards + list(check_store(store)))
+        for name, findings in (("exposed", check_exposure(settings)), ("certificate_ends", guards)):
+            for finding in findings:
+                event(logging.WARNING, name, detail=finding.text)
+        return Life(settings, log, store, signals, env_file)
     except Refused as refusal:
         for finding in refusal.findings:
             level = logging.ERROR if finding.grade == "error" else logging.WARNING
             event(level, "config_invalid", grade=finding.grade, detail=finding.text)
         raise
-
-
-def url_of(host, port):
-    return "http://%s:%d" % ("[%s]" % host if ":" in host else host, port)
-
-
-def listen(settings, service):
-    """The Server, listening. Raises OSError whose text names who has the port."""
-    try:
-        return webserver.Server(webserver.listening_socket((settings.host, settings.port)), service)
-    except (OSError, UnicodeError) as error:
-        raise OSError(port_trouble(settings, error, port_owners(settings, error))) from error
-
-
-def serve(settings, log, store, signals, ready=lambda url: None):
-    """Listens, calls ready(url), serves until a signal, drains. The caller holds the PID file. Raises OSError like listen."""
-    service = Service(log, store)
-    service.server = server = listen(settings, service)
-    server.start()
-    url = url_of(settings.host, server.server_port)
-    event(logging.INFO, "service_started", instance=service.instance, pid=os.getpid(), url=url, version=VERSION)
-    ready(url)
-    event(logging.INFO, "service_stopping", signal=signals.wait())
-    abandoned = server.stop(settings.drain_seconds)
-    if abandoned:
-        event(logging.WARNING, "requests_abandoned", count=abandoned, detail="not finished within METRICS_DRAIN_SECONDS")
-    event(logging.INFO, "service_stopped", uptime=round(time.monotonic() - service.started, 1), abandoned=abandoned)
-    return 0
 
 
 def put(line):
@@ -1222,7 +1410,7 @@ def command_check(env_file):
     """Validates everything, takes no lock, creates no file; prints a line a finding."""
     settings, complaints = read_settings(env_file)
     findings = [Finding("error", complaint) for complaint in complaints]
-    findings += list(check_files(settings)) + list(check_exposure(settings))
+    findings += list(check_files(settings)) + list(check_exposure(settings)) + list(check_guards(settings, time.time()))
     if not complaints:  # else the port may be a default that nobody wants
         findings += check_port(settings)
     if settings.db_path:
@@ -1231,7 +1419,7 @@ def command_check(env_file):
     report(findings)
     warnings = sum(finding.grade == "warning" for finding in findings)
     put("ok%s: %s, %s" % (", with %d warning(s)" % warnings if warnings else "", settings.db_path,
-                          url_of(settings.host, settings.port)))
+                          url_of(settings, settings.port)))
     return 0
 
 
@@ -1246,12 +1434,14 @@ def command_settings(env_file):
 
 
 def command_serve(env_file):
+    handover = supervision.inherited()
     settings, complaints = read_settings(env_file)
     log = start_log(settings)
     with Signals() as signals:
-        store = prepare(settings, complaints)
-        with supervision.PidFile(settings.pid_file):
-            return serve(settings, log, store, signals)
+        life = prepare(settings, complaints, log, signals, env_file)
+        with supervision.PidFile(settings.pid_file, handover and handover.lock) as lock:
+            life.start(handover)
+            return life.run(lock)
 
 
 def demo_settings(env_file, folder):
@@ -1301,9 +1491,10 @@ def command_demo(env_file):
             if code:
                 raise OSError("seed.py could not make the demo's database in %s, exit code %d" % (folder, code))
             with live_traffic(settings.db_path), supervision.PidFile(settings.pid_file):
-                store = prepare(settings, complaints)
-                return serve(settings, log, store, signals, lambda url: print(
-                    "demo: open %s/metrics, /readyz or /livez; Ctrl-C ends it and removes %s" % (url, folder), flush=True))
+                life = prepare(settings, complaints, log, signals, env_file)
+                print("demo: open %s/metrics, /readyz or /livez; Ctrl-C ends it and removes %s" % (life.start(None), folder),
+                      flush=True)
+                return life.run()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -1340,7 +1531,7 @@ def main(argv=None):
     except supervision.EnvFileError as error:
         report([Finding("error", str(error))])
         return EX_CONFIG
-    except (supervision.Held, OSError) as error:
+    except (supervision.Held, supervision.Failure, OSError) as error:
         event(logging.ERROR, "start_failed", detail=str(error))
         print("error: %s" % error, file=sys.stderr)
         return 1

@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import sqlite3
+import ssl
 import subprocess
 import sys
 import time
@@ -89,10 +90,10 @@ class Service:
         return self
 
     def address(self):
-        started = re.findall(r"service_started .*?pid=(\d+) url=http://(\S+?):(\d+)[ \"]", self.text())
+        started = re.findall(r"service_started .*?pid=(\d+) url=(https?)://(\S+?):(\d+)[ \"]", self.text())
         if started and int(started[-1][0]) == self.process.pid:
-            self.host, self.port = started[-1][1], int(started[-1][2])
-            self.url = "http://%s:%d" % (self.host, self.port)
+            self.scheme, self.host, self.port = started[-1][1], started[-1][2], int(started[-1][3])
+            self.url = "%s://%s:%d" % (self.scheme, self.host, self.port)
         return self.url
 
     def text(self):
@@ -102,7 +103,10 @@ class Service:
 
     def request(self, path, method="GET", headers=None):
         """(status, headers, body) of one request on a connection of its own."""
-        connection = http.client.HTTPConnection(self.host, self.port, timeout=DEADLINE)
+        kind, options = http.client.HTTPConnection, {}
+        if self.scheme == "https":
+            kind, options = http.client.HTTPSConnection, {"context": ssl._create_unverified_context()}
+        connection = kind(self.host, self.port, timeout=DEADLINE, **options)
         try:
             connection.request(method, path, headers=headers or {})
             response = connection.getresponse()
