@@ -410,6 +410,11 @@ def test_an_unknown_user_costs_as_much_as_a_known_one_whatever_their_iterations(
     assert costs == {"old": 3000, "new": 3000, "nobody": 3000}
 
 
+def test_an_unknown_user_is_refused_even_by_the_password_of_the_hash_in_its_place(guard):
+    book = guard.book._replace(dummy=guard.book.users[b"prom"])
+    assert not credentials.matches(book, b"nobody", b"secret") and credentials.matches(book, b"prom", b"secret")
+
+
 def test_hashes_are_computed_one_at_a_time(guard, slow):
     gate, begun = slow
     threads, results = in_threads(guard.verify, [basic("prom", "wrong"), basic("ann"), basic()])
