@@ -1,24 +1,28 @@
 #!/bin/bash
 # Restart the metrics service of this folder, and prove that the new one answers.
 #
-# Usage: restart_service.sh [restart|start|stop|status] [--env-file FILE] [--dry-run] [--timeout S]
+# Usage: restart_service.sh [restart|start|stop|reload|status] [--env-file FILE] [--dry-run] [--timeout S]
 #
-#   restart          the default: check the new settings, stop the running service, start a new one, wait until that
-#                    one is ready, run health_check.py; what --check refuses leaves the running service alone
+#   restart          the default: check the new settings, start a new service, stop the running one as soon as the new
+#                    one waits to take over, wait until that is ready, run health_check.py; what --check refuses, and a
+#                    new one that ends before, leave the running service alone
 #   start            the same without the stop; a service that runs already and is ready is fine
+#   reload           check the new code and settings, have the running process load them without closing its port, wait
+#                    until it answers as a new instance, run health_check.py; host, port and PID file cannot change
 #   stop             end the service: SIGTERM, and SIGKILL for one that is still there after S seconds
 #   status           say what is running, and whether it answers
 #   --env-file FILE  settings of the service (default: metrics.env beside this script); nothing else of the calling
 #                    environment reaches the service
 #   --dry-run        print the commands that would change something, and change nothing
-#   --timeout S      seconds for each wait: for another restart, for the stop, for the readiness
+#   --timeout S      seconds for each wait: for another restart, for the stop or the reload, for the readiness
 #                    (default 30, or METRICS_DRAIN_SECONDS and 10 more)
 #
 # Environment: PYTHON, the interpreter that runs the service (default python3).
 # Exit codes: 0 done and verified, 1 not, also for bad arguments.
 #             status: 0 running, 1 dead with a PID file, 3 stopped, 4 unknown (it does not answer, or is not proven).
 # The service's stdout and stderr are appended to PIDFILE.out. A process is signalled only when supervision.py proves
-# it to be this instance; one that systemd started is left to systemctl.
+# it to be this instance; one that systemd started is left to systemctl. Of the env file health_check.py gets
+# METRICS_CHECK_CREDENTIALS and METRICS_CHECK_CA_FILE; where it would need them and they are missing, it is not run.
 
 set -Eeuo pipefail
 umask 022
@@ -48,7 +52,8 @@ OWNER=                        # its uid
 STARTED=                      # seconds since 1970
 PROOF=                        # in words
 URL=                          # where it answers
-INSTANCE=                     # the id that it answers with, new at every start
+INSTANCE=                     # the id that it answers with, new at every start and reload
+SINCE=                        # when it was given that id, as it says itself
 SYSTEMCTL=()                  # how to reach the manager of UNIT
 UNIT=                         # systemd unit whose main process the instance is
 
@@ -69,6 +74,10 @@ usage() {
   done < "${BASH_SOURCE[0]}"
 }
 
+as_time() {
+  TZ=UTC printf '%(%Y-%m-%dT%H:%M:%SZ)T' "$1"
+}
+
 # Every side effect goes through here; in a dry run its command line is printed instead, ready to be replayed.
 run() {
   if [[ $DRY_RUN ]]; then
@@ -85,7 +94,7 @@ supervise() {
 parse_arguments() {
   while (($#)); do
     case $1 in
-      restart | start | stop | status) VERB=$1 ;;
+      restart | start | stop | reload | status) VERB=$1 ;;
       --env-file | --timeout)
         [[ ${2:-} ]] || die "$1 needs a value; --help shows it"
         if [[ $1 == --timeout ]]; then TIMEOUT=$2; else ENV_FILE=$2; fi
@@ -125,7 +134,7 @@ find_env_file() {
 
 # The service itself says its settings, so that they are read in one place only. Invalid ones do not keep us from stopping it.
 ask_settings() {
-  local text name value status=0
+  local text name value certificate='' status=0
   text=$("${CLEAN[@]}" "${SERVICE[@]}" --settings 2> /dev/null) || status=$?
   if ((status != 0 && status != 78)); then
     "${CLEAN[@]}" "${SERVICE[@]}" --settings > /dev/null ||
@@ -138,13 +147,14 @@ ask_settings() {
       METRICS_PORT) PORT=$value ;;
       METRICS_LOG_FILE) LOG_FILE=$value ;;
       METRICS_DRAIN_SECONDS) DRAIN=${value%%.*} ;;
+      METRICS_TLS_CERT) certificate=$value ;;
     esac
   done <<< "$text"
   [[ $PID_FILE && $HOST && $PORT ]] ||
     die "metrics_service.py --settings names no PID file, host or port; copy the whole folder again"
   [[ $status -eq 0 || ! -e $ENV_FILE ]] || DOUBTFUL=yes
   [[ $TIMEOUT ]] || TIMEOUT=$((DRAIN > 20 ? DRAIN + 10 : 30))
-  TARGET=(--pid-file "$PID_FILE" --host "$HOST" --port "$PORT" --timeout "$TIMEOUT")
+  TARGET=(--pid-file "$PID_FILE" --host "$HOST" --port "$PORT" --timeout "$TIMEOUT" ${certificate:+--tls "$certificate"})
 }
 
 # Two restarts at once: the second waits. The lock goes with our descriptor, which the service does not inherit.
@@ -167,11 +177,11 @@ refuse_unproven() {
   [[ $FOUND == [013] ]] || die "nothing was done, since it is not proven that this is the service; end it by hand if it is yours"
 }
 
-# Sets URL and INSTANCE; returns as `supervision.py await` does.
+# Sets URL, INSTANCE and SINCE; returns as `supervision.py await` does.
 ask_instance() {
   local answer status=0
   answer=$(supervise await --timeout "$1") || status=$?
-  read -r URL INSTANCE <<< "$answer"
+  read -r URL INSTANCE SINCE <<< "$answer"
   return "$status"
 }
 
@@ -203,22 +213,32 @@ preflight() {
   supervise check || die "the service could not be started here, so nothing was stopped or started"
 }
 
+# Older figures, with their age, are worth more than none.
+keep_answering() {
+  [[ $FINDINGS != *'start and not be ready'* ]] ||
+    die "the database cannot be read now, while pid $PID still answers, so nothing was stopped or started"
+}
+
 # A service restarted by another user would leave files behind that its own user cannot write.
 same_owner() {
   [[ $OWNER == "$EUID" ]] ||
     die "pid $PID runs as uid $OWNER and was left alone; restart it as that user, for example with su or setpriv"
 }
 
-start_instance() {
+# Changes the instance by a verb of supervision.py that prints the new one's answer.
+change_instance() {
   local answer
+  answer=$(run "${SUPERVISE[@]}" "$1" "${TARGET[@]}" --old "$INSTANCE" "${@:3}") || give_up "$2"
+  read -r URL INSTANCE SINCE <<< "$answer"
+}
+
+start_instance() {
   say "starting $HERE/metrics_service.py with $PYTHON"
-  answer=$(run "${SUPERVISE[@]}" start "${TARGET[@]}" --old "$INSTANCE" -- "${SERVICE[@]}") ||
-    give_up "the service was started, but is not ready"
-  read -r URL INSTANCE <<< "$answer"
+  change_instance "$1" "the new service is not ready" -- "${SERVICE[@]}"
 }
 
 confirm_healthy() {
-  run "${CLEAN[@]}" "$PYTHON" "$HERE/health_check.py" --url "${URL:-http://$HOST:$PORT}" ||
+  run "${SUPERVISE[@]}" confirm "${TARGET[@]}" --env-file "$ENV_FILE" -- "$PYTHON" "$HERE/health_check.py" ||
     give_up "the service answers, but health_check.py is not content"
   [[ $DRY_RUN ]] || say "done: $URL answers, instance $INSTANCE"
 }
@@ -247,10 +267,10 @@ cmd_restart() {
   refuse_unproven
   preflight
   if ((FOUND == 0)); then
-    if ! ask_instance 0 2> /dev/null; then
+    if ask_instance 0 2> /dev/null; then
+      keep_answering
+    else
       say "pid $PID is not ready; restarting it all the same"
-    elif [[ $FINDINGS == *'start and not be ready'* ]]; then
-      die "the database cannot be read now, while pid $PID still answers, so nothing was stopped or started"
     fi
     find_unit
     if [[ $UNIT ]]; then
@@ -258,19 +278,20 @@ cmd_restart() {
       return
     fi
     same_owner
-    trap '' HUP INT TERM      # from here on the service would stay down
-    run "${SUPERVISE[@]}" stop "${TARGET[@]}" || give_up "the service could not be stopped"
   fi
-  start_instance
+  trap '' HUP INT TERM      # half-way the service would stay down
+  if ((FOUND == 0)); then
+    start_instance replace
+  else
+    start_instance start
+  fi
   trap - HUP INT TERM
   confirm_healthy
 }
 
 restart_unit() {
-  local answer
   run "${SYSTEMCTL[@]}" restart "$UNIT" || give_up "systemctl could not restart $UNIT"
-  answer=$(run "${SUPERVISE[@]}" await "${TARGET[@]}" --old "$INSTANCE") || give_up "$UNIT was restarted, but is not ready"
-  read -r URL INSTANCE <<< "$answer"
+  change_instance await "$UNIT was restarted, but is not ready"
   confirm_healthy
 }
 
@@ -284,7 +305,7 @@ cmd_start() {
     return
   fi
   preflight
-  start_instance
+  start_instance start
   confirm_healthy
 }
 
@@ -304,8 +325,29 @@ cmd_stop() {
   [[ $DRY_RUN ]] || ((FOUND != 0)) || say "stopped"
 }
 
+cmd_reload() {
+  take_turn
+  find_instance
+  refuse_unproven
+  ((FOUND == 0)) || die "nothing is running that could be reloaded; start it by $0 start"
+  preflight
+  if ask_instance 0 2> /dev/null; then
+    keep_answering
+  elif (($? != 3)); then
+    die "pid $PID, which $PROOF, does not answer; restart it"
+  fi
+  find_unit
+  if [[ $UNIT ]]; then
+    run "${SYSTEMCTL[@]}" reload "$UNIT" || give_up "systemctl could not reload $UNIT"
+    change_instance await "$UNIT was reloaded, but the new instance is not ready"
+  else
+    change_instance reload "the service was not reloaded" --env-file "$ENV_FILE"
+  fi
+  confirm_healthy
+}
+
 cmd_status() {
-  local since answers=0 ready=ready
+  local changed='' answers=0 ready=ready
   find_instance
   refuse_unproven
   if ((FOUND != 0)); then
@@ -317,11 +359,12 @@ cmd_status() {
   ask_instance 0 || answers=$?
   ((answers == 0)) || ready='not ready'
   ((answers == 0 || answers == 3)) || die "pid $PID, which $PROOF, does not answer"
-  since=$(TZ=UTC printf '%(%Y-%m-%dT%H:%M:%SZ)T' "$STARTED")
-  printf 'running: pid %s since %s, %s, instance %s, %s\n' "$PID" "$since" "$URL" "$INSTANCE" "$ready"
+  SINCE=${SINCE:-$(as_time "$STARTED")}
+  printf 'running: pid %s since %s, %s, instance %s, %s\n' "$PID" "$SINCE" "$URL" "$INSTANCE" "$ready"
   printf 'proof: it %s\n' "$PROOF"
-  if [[ -e $ENV_FILE && $(stat -L -c %Y -- "$ENV_FILE") -gt $STARTED ]]; then
-    printf 'settings: %s was changed after the start; restart to load it\n' "$ENV_FILE"
+  [[ ! -e $ENV_FILE ]] || changed=$(as_time "$(stat -L -c %Y -- "$ENV_FILE")")
+  if [[ $changed > $SINCE ]]; then
+    printf 'settings: %s was changed after the start; reload or restart to load it\n' "$ENV_FILE"
   fi
 }
 

@@ -9,14 +9,18 @@ root: or as the owner of the PID file's folder), has the PID file's path open an
 the configured port.
 
 The commands serve restart_service.sh, which says --pid-file, --host and --port to each:
-  find    print PID, UID, start (seconds since 1970) and proof of the instance;
-          exit 0 found, 1 only a PID file found, 3 nothing found, 4 not proven: named, and left alone
-  check   exit 0 when an instance could be started here: its files are usable, the port is free or the instance's own
-  stop    end the instance and wait until its port is free; exit 0 ended or nothing to end, 1 not
-  start   start a command detached, its output appended to PIDFILE.out, and await it; exit as await
-  await   wait until the instance is ready and print URL and instance id;
-          exit 0 ready, 1 ended or nobody listens, 3 it answers but is not ready, 4 it does not answer
-  hold    take the lock file that an inherited descriptor refers to; exit 0 held, 1 not in time
+  find     print PID, UID, start (seconds since 1970) and proof of the instance;
+           exit 0 found, 1 only a PID file found, 3 nothing found, 4 not proven: named, and left alone
+  check    exit 0 when an instance could be started here: its files are usable, the port is free or the instance's own
+  stop     end the instance and wait until its port is free; exit 0 ended or nothing to end, 1 not
+  start    start a command detached, its output appended to PIDFILE.out, and await it; exit as await
+  replace  the same while an instance runs, which is ended once the new one waits for its lock; exit as await
+  reload   have the instance load its code and settings anew, and await that; exit as await, 1 also when it refuses
+  await    wait until the instance is ready and print URL, instance id and the time since when it serves;
+           exit 0 ready, 1 ended or nobody listens, 3 it answers but is not ready, 4 it does not answer
+  confirm  run the health check, given after --, on the instance; exit as it does, 0 also when it would have no
+           credentials or no way to verify the certificate from here, which is then said
+  hold     take the lock file that an inherited descriptor refers to; exit 0 held, 1 not in time
 Bad arguments exit 2.
 """
 import argparse
@@ -30,12 +34,14 @@ import os
 import re
 import signal
 import socket
+import ssl
 import stat
 import struct
 import subprocess
 import sys
 import time
 from collections import namedtuple
+from urllib.parse import urlsplit
 
 SCRIPT = "metrics_service.py"
 SERVICE = os.path.join(os.path.dirname(os.path.realpath(__file__)), SCRIPT)
@@ -61,6 +67,11 @@ PID = re.compile(rb"[1-9][0-9]{0,9}\n?")
 LIFE_SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)   # what reloads or ends a service
 LISTEN_VARIABLES = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
 HANDOVER = "HANDOVER"           # environment variable from a process to its own next program: JSON with pid, lock and state
+CHECK = "METRICS_CHECK_"        # how the health check's variables begin
+PATIENCE = "SUPERVISION_WAIT"   # environment variable from whoever starts a successor: seconds that it waits for the PID lock
+TIMESTAMP = "%Y-%m-%dT%H:%M:%SZ"
+SECONDS = re.compile(r"[0-9]+(\.[0-9]+)?")
+EXPIRED = (9, 10)               # X509_V_ERR_CERT_NOT_YET_VALID and _HAS_EXPIRED of x509_vfy.h
 
 ENV_SKIPPED = re.compile(r"[ \t]*(?:[#;][^\n]*)?(?:\n|\Z)")
 ENV_NAME = re.compile(r"[ \t]*([A-Za-z_][A-Za-z0-9_]*)[ \t]*=[ \t]*")
@@ -71,12 +82,14 @@ ENV_ESCAPE = re.compile(r"\\(.?)", re.DOTALL)
 Variable = namedtuple("Variable", "name value line")
 Listener = namedtuple("Listener", "pid inode address port")     # pid is None where /proc hides whose socket it is
 ProcessStat = namedtuple("ProcessStat", "state started")        # one letter of proc(5); clock ticks after boot
-Target = namedtuple("Target", "pid_file host port")             # which instance is meant
+Target = namedtuple("Target", "pid_file host port tls")         # which instance is meant; tls: its certificate's file, if any
+Target.__new__.__defaults__ = (None,)
 Claim = namedtuple("Claim", "words holds")                      # one part of a proof
 Instance = namedtuple("Instance", "pid started proof")
 Finding = namedtuple("Finding", "instance unproven")            # Instance or None; sentences that name who might be it
 Handover = namedtuple("Handover", "lock state")                 # descriptor of the locked PID file; bytes
-Answer = namedtuple("Answer", "url instance ready detail")      # None for what it did not say; detail: why it is not ready
+Answer = namedtuple("Answer", "url instance since ready open detail refusal")   # None: not said; detail: why it is not ready
+NO_ANSWER = Answer(None, None, None, False, True, None, None)   # open: it tells strangers more than its status
 
 
 class EnvFileError(ValueError):
@@ -314,14 +327,16 @@ class PidFile:
     kernel names its holder. The file must not be opened elsewhere in this process: closing it would drop the lock.
 
     `descriptor` is the one that we had locked before an exec, from inherited(). Before Linux 5.11 the exec of a process
-    with threads drops the lock all the same, so that it is then taken anew.
+    with threads drops the lock all the same, so that it is then taken anew. Who was started to replace another waits for
+    its lock, as long as the environment variable PATIENCE says; the descriptor that it has open meanwhile shows that it does.
     """
 
     def __init__(self, path, descriptor=None):
         self.path = os.path.abspath(path)
         self.descriptor = None
         self.handed = descriptor
-        self.patience = 0.0 if descriptor is None else RELOCK_WAIT
+        given = os.environ.pop(PATIENCE, "")
+        self.patience = RELOCK_WAIT if descriptor is not None else float(given) if SECONDS.fullmatch(given) else 0.0
 
     def acquire(self):
         """Lock the file and write our PID; raise Held when another process has it, PidFileError for the rest."""
@@ -862,8 +877,17 @@ def tidy(path):
         pass
 
 
-def _ask(host, port, path):
-    connection = http.client.HTTPConnection(host, port, timeout=ASK_WAIT)
+def _connection(url):
+    """Return an HTTPConnection. No certificate is verified: that the port is the instance's own is proven better."""
+    if url.scheme == "http":
+        return http.client.HTTPConnection(url.hostname, url.port, timeout=ASK_WAIT)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return http.client.HTTPSConnection(url.hostname, url.port, timeout=ASK_WAIT, context=context)
+
+
+def _ask(url, path):
+    connection = _connection(urlsplit(url))
     try:
         connection.request("GET", path, headers={"Connection": "close"})
         response = connection.getresponse()
@@ -883,24 +907,46 @@ def _complaints(status, health):
     return "; ".join(words) or "/readyz answers {}".format(status)
 
 
+def _refusal(health):
+    """Return when and why the instance refused its last reload, None when it did not, or tells strangers nothing."""
+    entries = (health.get("checks") or {}).get("service:reload") or []
+    return next(((entry.get("time"), entry.get("output")) for entry in entries if entry.get("status") == "warn"), None)
+
+
+def _answer(url):
+    live = _ask(url, "/livez")[1]
+    status, health = _ask(url, "/readyz")
+    detail = None if status == 200 else _complaints(status, health)
+    return Answer(url, live.get("instance"), live.get("started_at"), status == 200, "checks" in health, detail, _refusal(health))
+
+
 def inquire(pid, target):
     """Ask a process through a port that is proven to be its own; return its Answer."""
-    everywhere = Target(target.pid_file, "::", 0)   # settings that changed since its start name a port that it does not have
+    everywhere = target._replace(host="::", port=0)     # settings that changed since its start name a port that it does not have
     mine = [one for where in (target, everywhere) for one in port_holders(where) if one.pid == pid]
     if not mine:
-        return Answer(None, None, False, "it does not listen on port {}".format(target.port))
+        return NO_ANSWER._replace(detail="it does not listen on port {}".format(target.port))
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(mine[0].address, mine[0].address)
-    url = "http://{}:{}".format("[{}]".format(host) if ":" in host else host, mine[0].port)
-    try:
-        instance = _ask(host, mine[0].port, "/livez")[1].get("instance")
-        status, health = _ask(host, mine[0].port, "/readyz")
-    except (OSError, http.client.HTTPException, ValueError) as error:    # ValueError: no JSON
-        return Answer(url, None, False, "{} does not answer: {}".format(url, error or type(error).__name__))
-    return Answer(url, instance, status == 200, None if status == 200 else _complaints(status, health))
+    failure = None
+    for scheme in ("https", "http") if target.tls else ("http", "https"):    # the setting too may have changed since its start
+        url = "{}://{}:{}".format(scheme, "[{}]".format(host) if ":" in host else host, mine[0].port)
+        try:
+            return _answer(url)
+        except (OSError, http.client.HTTPException, ValueError) as error:    # ValueError: no JSON
+            failure = failure or NO_ANSWER._replace(url=url, detail="{} does not answer: {}".format(
+                url, error or type(error).__name__))
+            if scheme == "http" and isinstance(error, socket.timeout):      # to plain HTTP a TLS server is not silent
+                break
+    return failure
 
 
 def _exit_words(code):
     return "with exit code {}".format(code) if code >= 0 else "by {}".format(signal.Signals(-code).name)
+
+
+def _require_life(child):
+    if child.poll() is not None:
+        raise Failure("the service ended {} before it was ready".format(_exit_words(child.returncode)))
 
 
 def await_ready(target, old, seconds, child=None):
@@ -909,12 +955,12 @@ def await_ready(target, old, seconds, child=None):
     `old` is the instance id of a predecessor, whose answers do not count; `child` the Popen of the process just started.
     """
     def look():
-        if child and child.poll() is not None:
-            raise Failure("the service ended {} before it was ready".format(_exit_words(child.returncode)))
+        if child:
+            _require_life(child)
         instance = find(target).instance
         if instance is None or child and instance.pid != child.pid:
             who = "pid {} runs, but".format(child.pid) if child else "the service"
-            return Answer(None, None, False, "{} does not hold the lock of {}".format(who, target.pid_file))
+            return NO_ANSWER._replace(detail="{} does not hold the lock of {}".format(who, target.pid_file))
         return inquire(instance.pid, target)
 
     return wait_until(look, seconds, lambda answer: answer.ready and answer.instance not in (None, old))
@@ -926,7 +972,7 @@ def _default_signals():
         signal.signal(number, signal.SIG_DFL)
 
 
-def spawn(command, output):
+def spawn(command, output, **environ):
     """Start a command in a session of its own, without our descriptors; what it prints is appended to `output`."""
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
@@ -935,11 +981,112 @@ def spawn(command, output):
         raise Failure("{} could not be opened to append to: {}".format(output, error.strerror)) from error
     try:
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=descriptor, stderr=subprocess.STDOUT,
-                                cwd="/", start_new_session=True, close_fds=True, preexec_fn=_default_signals)
+                                cwd="/", start_new_session=True, close_fds=True, preexec_fn=_default_signals,
+                                env=dict(os.environ, **environ))
     except OSError as error:
         raise Failure("{} could not be started: {}".format(command[0], error.strerror)) from error
     finally:
         os.close(descriptor)
+
+
+def stand_by(command, target, seconds):
+    """Start a successor and return its Popen once it waits for the PID file's lock; a fault that shows before costs nothing."""
+    path = os.path.join(os.path.realpath(os.path.dirname(target.pid_file)), os.path.basename(target.pid_file))
+    child = spawn(command, target.pid_file + ".out", **{PATIENCE: str(seconds + 2 * KILL_WAIT)})
+    say("started pid {}, which takes over from pid {}".format(child.pid, holder(target.pid_file)))
+
+    def waits():
+        _require_life(child)
+        return path in [name for _, name in open_files(child.pid)]
+
+    if not wait_until(waits, seconds):
+        child.kill()
+        child.wait()
+        raise Failure("pid {} was not ready to take over within {:g} s".format(child.pid, seconds))
+    return child
+
+
+def env_file_of(pid):
+    """Return the path that a process of ours was given by --env-file, None when there was none."""
+    arguments = command_line(pid)
+    given = [value for name, value in zip(arguments, arguments[1:]) if name == "--env-file"]
+    return os.path.realpath(os.path.join(_link(pid, "cwd") or "/nowhere", given[0])) if given else None
+
+
+def fixed(instance, target, env_file):
+    """Return why a reload would not bring the instance to the settings of a target, None when it would."""
+    started_with, wanted = env_file_of(instance.pid), env_file and os.path.realpath(env_file)
+    if started_with != wanted:
+        return "it was started with {}, not {}".format(*("--env-file " + path if path else "no --env-file"
+                                                         for path in (started_with, wanted)))
+    mine = [one for one in port_holders(target._replace(host="::", port=0)) if one.pid == instance.pid]
+    wanted = {ipaddress.ip_address(entry[4][0].split("%")[0]) for entry in
+              socket.getaddrinfo(target.host or None, target.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)}
+    if not [one for one in mine if ipaddress.ip_address(one.address) in wanted and target.port in (0, one.port)]:
+        return "it listens on {}, not {} port {}".format(
+            ", ".join("{} port {}".format(one.address, one.port) for one in mine) or "no port", target.host, target.port)
+    return None
+
+
+def reload(instance, target, seconds):
+    """Send SIGHUP and wait until the instance answers by a new id; return that Answer. Raise Failure when it refuses.
+
+    Where /readyz tells strangers its status only, a refusal shows in that nothing happens.
+    """
+    before = inquire(instance.pid, target)
+    if not before.since:
+        raise Failure(before.detail or "pid {} is of a release that SIGHUP ends; restart it".format(instance.pid))
+    if before.refusal:      # its time is in whole seconds; the next refusal is told from it by its own
+        wait_until(lambda: time.strftime(TIMESTAMP, time.gmtime()) > before.refusal[0], 1)
+    say("reloading {}, which {}".format(describe(instance.pid), instance.proof))
+    with grip(instance, target) as send:
+        send(signal.SIGHUP)
+
+    def look():
+        if ended(instance):
+            raise Failure("pid {} has ended instead of loading anew".format(instance.pid))
+        answer = inquire(instance.pid, target)
+        if answer.refusal not in (None, before.refusal):
+            raise Failure("pid {} refuses to reload: {}".format(instance.pid, answer.refusal[1]))
+        return answer
+
+    answer = wait_until(look, seconds, lambda answer: answer.ready and answer.instance not in (None, before.instance))
+    if answer.instance == before.instance:
+        raise Failure("pid {} still serves as before after {:g} s; its log says why".format(instance.pid, seconds))
+    return answer
+
+
+def _doubt(host, port, ca_file):
+    """Return why a certificate does not verify for a host, None when it does; None too when it is merely out of its time."""
+    try:
+        context = ssl.create_default_context(cafile=ca_file)
+        with socket.create_connection((host, port), ASK_WAIT) as plain, context.wrap_socket(plain, server_hostname=host):
+            return None
+    except (OSError, ssl.CertificateError, UnicodeError) as error:      # no OSError in Python 3.6; a host that is no name
+        if getattr(error, "verify_code", None) in EXPIRED:
+            return None
+        words = getattr(error, "verify_message", "") or getattr(error, "strerror", "") or str(error)
+        return "{} trusting {}: {}".format(host, ca_file or "the system's authorities", words.rstrip("."))
+
+
+def verifiable(url, pid, target, ca_file):
+    """Return URL and CA file (None: the system's) by which a client on this host can verify the instance's certificate.
+
+    Tried are the address and, where nobody else listens by it, the name it was told to listen on; of authorities the
+    given file, else the system's and then the certificate itself. Raises Failure with what is in the way of each.
+    """
+    parts, doubts = urlsplit(url), []
+    hosts = [parts.hostname]
+    named = not re.fullmatch(r"[0-9.]*|.*:.*", target.host)
+    if named and {one.pid for one in port_holders(target)} == {pid}:
+        hosts.append(target.host)
+    for host in hosts:
+        for authorities in [ca_file] if ca_file else [None, target.tls]:
+            doubt = _doubt(host, parts.port, authorities)
+            if not doubt:
+                return "https://{}:{}".format("[{}]".format(host) if ":" in host else host, parts.port), authorities
+            doubts.append(doubt)
+    raise Failure("; ".join(doubts))
 
 
 def output_fault(path):
@@ -1009,7 +1156,7 @@ def cmd_stop(target, options):
 
 def _report(answer, options):
     if answer.instance:
-        print(answer.url, answer.instance)
+        print(answer.url, answer.instance, answer.since or "")
     if answer.ready and answer.instance != options.old:
         return 0
     say("not ready: {}".format(answer.detail or "the old instance still answers"))
@@ -1022,8 +1169,61 @@ def cmd_start(target, options):
     return _report(await_ready(target, options.old, options.timeout, child), options)
 
 
+def cmd_replace(target, options):
+    instance = find(target).instance
+    if not instance or holder(target.pid_file) != instance.pid:     # then there is no lock that a successor could wait for
+        return cmd_stop(target, options) or cmd_start(target, options)
+    child = stand_by(options.command, target, options.timeout)
+    try:
+        if not ended(instance):
+            end(instance, target, options.timeout)
+    except (Failure, OSError):
+        child.kill()
+        child.wait()
+        raise
+    return _report(await_ready(target, options.old, options.timeout, child), options)
+
+
+def cmd_reload(target, options):
+    found = find(target)
+    if not found.instance:
+        raise Failure("; ".join(["nothing is proven to be this instance, so that nothing was signalled"] + found.unproven))
+    reason = fixed(found.instance, target, options.env_file)
+    if reason:
+        raise Failure("pid {} was not signalled: {}; a reload keeps that, a restart would change it".format(
+            found.instance.pid, reason))
+    return _report(reload(found.instance, target, options.timeout), options)
+
+
 def cmd_await(target, options):
     return _report(await_ready(target, options.old, options.timeout), options)
+
+
+def _unchecked(words):
+    say("health_check.py was not run, so that no figures were checked: " + words)
+    return 0
+
+
+def cmd_confirm(target, options):
+    instance = find(target).instance
+    answer = inquire(instance.pid, target) if instance else NO_ANSWER
+    if not answer.instance:
+        raise Failure("the service does not answer: {}".format(answer.detail or "it is not running"))
+    given = {one.name[len(CHECK):]: os.path.join(os.path.dirname(options.env_file), one.value)
+             for one in read_env_file(options.env_file) if one.name in (CHECK + "CREDENTIALS", CHECK + "CA_FILE") and one.value}
+    if not answer.open and "CREDENTIALS" not in given:
+        return _unchecked("the service asks for a password; name a file with one by {}CREDENTIALS in {}".format(
+            CHECK, options.env_file))
+    url, ca_file = answer.url, None
+    if url.startswith("https:"):
+        try:
+            url, ca_file = verifiable(url, instance.pid, target, given.get("CA_FILE"))
+        except Failure as failure:
+            return _unchecked("its certificate cannot be verified from here ({}); name its authority's by {}CA_FILE in {}, or "
+                              "have it made for this address too".format(failure, CHECK, options.env_file))
+    choices = (("--url", url), ("--credentials", given.get("CREDENTIALS")), ("--ca-file", ca_file))
+    command = options.command + [word for choice in choices if choice[1] for word in choice]
+    os.execve(command[0], command, os.environ)
 
 
 def cmd_hold(target, options):
@@ -1033,7 +1233,10 @@ def cmd_hold(target, options):
 
 COMMANDS = (("find", cmd_find, "name the proven instance"), ("check", cmd_check, "could an instance be started here?"),
             ("stop", cmd_stop, "end the instance"), ("start", cmd_start, "start a command and await it"),
-            ("await", cmd_await, "wait until the instance is ready"), ("hold", cmd_hold, "take PIDFILE.lock for our parent"))
+            ("replace", cmd_replace, "start a command in place of the instance"),
+            ("reload", cmd_reload, "have the instance load its code and settings anew"),
+            ("await", cmd_await, "wait until the instance is ready"), ("confirm", cmd_confirm, "run the health check"),
+            ("hold", cmd_hold, "take PIDFILE.lock for our parent"))
 
 
 def parse_arguments(argv):
@@ -1041,6 +1244,7 @@ def parse_arguments(argv):
     common.add_argument("--pid-file", required=True, type=os.path.abspath, metavar="FILE", help="its lock proves the instance")
     common.add_argument("--host", required=True, help="address that the instance listens on")
     common.add_argument("--port", required=True, type=int, help="port that it listens on, 0 for any")
+    common.add_argument("--tls", metavar="FILE", help="certificate, where the settings have one")
     common.add_argument("--timeout", default=30.0, type=float, metavar="S", help="seconds to wait (default 30)")
     common.add_argument("--old", default="", metavar="ID", help="instance id whose answers do not count")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -1049,8 +1253,11 @@ def parse_arguments(argv):
     for name, function, words in COMMANDS:
         verb = verbs.add_parser(name, parents=[common], help=words)
         verb.set_defaults(function=function)
-        if function is cmd_start:
-            verb.add_argument("command", nargs="+", help="what to start, after --")
+        if function in (cmd_reload, cmd_confirm):
+            verb.add_argument("--env-file", required=function is cmd_confirm, type=os.path.abspath, metavar="FILE",
+                              help="settings of the instance")
+        if function in (cmd_start, cmd_replace, cmd_confirm):
+            verb.add_argument("command", nargs="+", help="what to run, after --")
         if function is cmd_hold:
             verb.add_argument("--descriptor", required=True, type=int, help="the open lock file")
     return parser.parse_args(argv)
@@ -1058,10 +1265,10 @@ def parse_arguments(argv):
 
 def main(argv=None):
     options = parse_arguments(argv)
-    target = Target(options.pid_file, options.host, options.port)
+    target = Target(options.pid_file, options.host, options.port, options.tls)
     try:
         return options.function(target, options)
-    except (Failure, Held, OSError) as error:
+    except (Failure, Held, EnvFileError, OSError) as error:
         say(str(error))
         return 4 if options.verb == "find" else 1
 
