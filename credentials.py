@@ -28,7 +28,9 @@ SALT_BYTES = 16         # NIST SP 800-132 section 5.1
 PASSWORD_MAX = 1024     # bytes, well within the longest header that a server takes
 FILE_MAX = 65536        # bytes, some 600 users
 LOOK = 1.0              # s between two looks at whether the file has changed
-BURST, RATE = 5, 1.0    # wrong attempts that are hashed at once, and each second after that
+BURST, RATE = 5, 1.0    # wrong attempts of one address that are hashed at once, and each second after that
+ALL_BURST, ALL_RATE = 20, 4.0   # those of all: one that hammers leaves room for the others
+ADDRESSES = 1024        # of which attempts are remembered, the latest
 PLACES = 16             # threads that may wait for a hash at a time; the server has more
 
 HASH = re.compile(rb"pbkdf2_sha256\$([0-9]{1,9})\$([A-Za-z0-9+/]{22}==)\$([A-Za-z0-9+/]{43}=)\Z")   # 16 and 32 bytes
@@ -207,22 +209,50 @@ def basic_pair(authorization):
 
 
 class Bucket:
-    """Wrong attempts that may still be made: BURST at once, then RATE a second. Whoever calls holds a lock."""
+    """Wrong attempts that may still be made: so many at once, then so many a second. Whoever calls holds a lock."""
 
-    def __init__(self, clock):
-        self.clock, self.tokens, self.filled_at = clock, BURST, clock()
+    def __init__(self, burst, rate, clock):
+        self.burst, self.rate, self.clock, self.tokens, self.filled_at = burst, rate, clock, burst, clock()
 
     def take(self):
         """Takes one and returns 0, or returns the whole seconds until there is one."""
         now = self.clock()
-        self.tokens, self.filled_at = min(BURST, self.tokens + RATE * (now - self.filled_at)), now
+        self.tokens, self.filled_at = min(self.burst, self.tokens + self.rate * (now - self.filled_at)), now
         if self.tokens < 1:
-            return math.ceil((1 - self.tokens) / RATE)
+            return math.ceil((1 - self.tokens) / self.rate)
         self.tokens -= 1
         return 0
 
     def give_back(self):
         self.tokens += 1
+
+
+class Limit:
+    """The wrong attempts that one address may still make, and all together. Whoever calls holds a lock."""
+
+    def __init__(self, clock):
+        self.clock, self.everybody, self.addresses = clock, Bucket(ALL_BURST, ALL_RATE, clock), collections.OrderedDict()
+
+    def bucket(self, address):
+        bucket = self.addresses.setdefault(address, Bucket(BURST, RATE, self.clock))
+        self.addresses.move_to_end(address)
+        if len(self.addresses) > ADDRESSES:
+            self.addresses.popitem(last=False)
+        return bucket
+
+    def take(self, address):
+        """Takes an attempt and returns 0, or returns the whole seconds until there is one."""
+        bucket = self.bucket(address)
+        wait = bucket.take()
+        if not wait:
+            wait = self.everybody.take()
+            if wait:
+                bucket.give_back()
+        return wait
+
+    def give_back(self, address):
+        self.bucket(address).give_back()
+        self.everybody.give_back()
 
 
 class Credentials:
@@ -239,15 +269,15 @@ class Credentials:
         self.looking = threading.Lock()     # held by the one that reads the file; nobody waits for it
         self.hashing = threading.Lock()     # held while a hash is computed
         self.lock = threading.Lock()        # guards what follows, for moments
-        self.bucket = Bucket(clock)
+        self.limit = Limit(clock)
         self.attempts = {}                  # digest -> Future of the Verdict being worked out for it
         self.inside = 0                     # threads that wait for one of those
         self.key = os.urandom(32)
 
-    def verify(self, authorization):
-        """The Verdict on the value of an Authorization header: allowed, with the user's name; refused, to be answered 401; or too
-        many attempts, to be answered 429 with retry_after. May take as long as BURST hashes."""
-        return self.recall(authorization) or self.attempt(*basic_pair(authorization))
+    def verify(self, authorization, address=None):
+        """The Verdict on the value of an Authorization header that came from an address: allowed, with the user's name; refused, to
+        be answered 401; or too many attempts, to be answered 429 with retry_after. May take as long as PLACES hashes."""
+        return self.recall(authorization) or self.attempt(address, *basic_pair(authorization))
 
     def recall(self, authorization):
         """The Verdict where it takes no hash, within microseconds and whatever others attempt; else None."""
@@ -285,19 +315,19 @@ class Credentials:
         """What stands for a pair in memory; the length tells where the user ends (CVE-2022-46146 joined the parts without)."""
         return hmac.new(self.key, b"%d:%b%b" % (len(user), user, password), "sha256").digest()
 
-    def attempt(self, user, password):
+    def attempt(self, address, user, password):
         """The Verdict by hashing. Threads with the same header, such as a client's connections after our start, share a hash."""
         key = self.digest(user, password)
         with self.lock:
             first = key not in self.attempts
-            wait = 1 if self.inside == PLACES else self.bucket.take() if first else 0
+            wait = 1 if self.inside == PLACES else self.limit.take(address) if first else 0
             if wait:
                 return Verdict(False, None, wait)
             future = self.attempts.setdefault(key, Future())
             self.inside += 1
         try:
             if first:
-                future.set_result(self.judge(key, user, password))
+                future.set_result(self.judge(key, address, user, password))
             return future.result()
         finally:
             with self.lock:
@@ -306,13 +336,13 @@ class Credentials:
                     del self.attempts[key]
             future.cancel()     # does nothing unless judge raised: then nobody shall wait for it
 
-    def judge(self, key, user, password):
+    def judge(self, key, address, user, password):
         with self.hashing:
             book = self.book    # after the wait, in which it may have become another
             if not matches(book, user, password):
                 return REFUSED
         with self.lock:
-            self.bucket.give_back()
+            self.limit.give_back(address)
         name = book.good[key] = user.decode("utf-8")    # bounded, since a line of the file has one password
         return Verdict(True, name, None)
 

@@ -5,6 +5,7 @@
   metrics_service.py --env-file FILE   the same, with the variables of FILE on top
   metrics_service.py --check           validate everything and change nothing
   metrics_service.py --demo            serve a scratch database with live traffic; needs no configuration
+  metrics_service.py --hash-password   make a line of the password file
 
 The way of a request: webserver.Server, Service.respond, Store.snapshot (the one of this second, or one read
 transaction), exposition.metrics_document, JSON. The database is opened read-only, always; its figures come from rollups that
@@ -40,17 +41,19 @@ import threading
 import time
 import traceback
 import urllib.parse
-import uuid
 
+sys.modules["ssl"] = None       # http.client, which http.server needs, would load OpenSSL with its 4 MiB; it does without
 sys.dont_write_bytecode = True  # --check must leave no trace, and a run by root no file that the service's user cannot replace
 
-import credentials
 import exposition
+import messages
 import schema_check
 import supervision
 import webserver
 from exposition import hour_of, instant, quantile, ratio, rounded, unix_time
 from schema_check import Finding
+
+del sys.modules["ssl"]
 
 NAME = "metrics_service"
 VERSION = "0.1.0"
@@ -861,7 +864,6 @@ def health_entry(component, status, reason=None, output=None, **observed):
     return [entry]
 
 
-ANYBODY = credentials.Verdict(True, None, None)
 CHALLENGE = 'Basic realm="%s", charset="UTF-8"' % NAME  # RFC 7617, 2.1
 
 
@@ -871,7 +873,7 @@ class Service:
     def __init__(self, log, store, credentials=None, certificate_end=None):
         self.log, self.store, self.credentials, self.certificate_end = log, store, credentials, certificate_end
         self.refusal = None               # (time, why) of the last reload, where it was refused
-        self.instance = uuid.uuid4().hex  # new at every start: how a restart proves that the new one answers
+        self.instance = os.urandom(16).hex()  # new at every start: how a restart proves that the new one answers
         self.started, self.started_at = time.monotonic(), time.time()
         self.traffic = Traffic(log)
         self.server = None                # webserver.Server, once there is one
@@ -884,34 +886,33 @@ class Service:
     def respond(self, request):
         """The Response to any request; trouble and defects become problem documents here."""
         try:
-            verdict = self.judge(request)
-            if not verdict.allowed and request.path not in self.open:
-                return self.challenge(verdict)
+            refusal = self.challenge(request)
+            if refusal and request.path not in self.open:
+                return refusal
             if request.path not in self.routes:
-                return webserver.problem(404, "no such path; there are %s" % ", ".join(sorted(self.routes)))
-            return self.routes[request.path](request, verdict.allowed)
+                return messages.problem(404, "no such path; there are %s" % ", ".join(sorted(self.routes)))
+            return self.routes[request.path](request, trusted=not refusal)
         except Trouble as trouble:
             retry = [("Retry-After", "1")] if trouble.status == 503 else []
-            return webserver.problem(trouble.status, trouble.detail, retry, reason=trouble.reason,
+            return messages.problem(trouble.status, trouble.detail, retry, reason=trouble.reason,
                                      runbook="docs/runbook.md#" + trouble.reason, **self.own_blocks())
         except Exception as error:  # a defect of ours must not cost the other requests
             self.defect(error, method=request.method, route=request.path, user_agent=request.headers.get("user-agent", ""))
-            return webserver.problem(500, "a defect in the service; its log has the details", reason="defect",
+            return messages.problem(500, "a defect in the service; its log has the details", reason="defect",
                                      runbook="docs/runbook.md#defect", service=self.service_document(),
                                      logging=self.log.document())
 
-    def judge(self, request):
-        """The credentials.Verdict on a request."""
+    def challenge(self, request):
+        """The refusal of whoever needs a password and does not give a good one, else None."""
         if not self.credentials or request.path == "/livez":
-            return ANYBODY
-        return self.credentials.verify(request.headers.get("authorization"))
-
-    def challenge(self, verdict):
+            return None
+        verdict = self.credentials.verify(request.headers.get("authorization"), request.address)
+        if verdict.allowed:
+            return None
+        status, detail, field = 401, "a user of METRICS_AUTH_FILE and the password are due", ("WWW-Authenticate", CHALLENGE)
         if verdict.retry_after:
-            return webserver.problem(429, "too many wrong passwords; wait", [("Retry-After", str(verdict.retry_after))],
-                                     reason="credentials", runbook="docs/runbook.md#credentials")
-        return webserver.problem(401, "a user and a password of METRICS_AUTH_FILE are needed", [("WWW-Authenticate", CHALLENGE)],
-                                 reason="credentials", runbook="docs/runbook.md#credentials")
+            status, detail, field = 429, "too many wrong passwords; wait", ("Retry-After", str(verdict.retry_after))
+        return messages.problem(status, detail, [field], reason="credentials", runbook="docs/runbook.md#credentials")
 
     def wait(self, request):
         """Whether the answer may have to wait for the database, or for a password's hash."""
@@ -933,12 +934,12 @@ class Service:
     def metrics(self, request, trusted):
         history = self.history(request.query)
         if history is None:
-            return webserver.problem(400, "history must be a whole number of hours from 1 to %d" % exposition.HISTORY_HOURS)
+            return messages.problem(400, "history must be a whole number of hours from 1 to %d" % exposition.HISTORY_HOURS)
         snapshot = self.store.current()
         return self.answer(snapshot, history) if snapshot.stale else self.shared_answer(snapshot, history)
 
     def answer(self, snapshot, history):
-        return webserver.json_answer(200, self.document(snapshot, history))
+        return messages.json_answer(200, self.document(snapshot, history))
 
     def shared_answer(self, snapshot, history):
         """The answer, rendered once for all who ask about the same figures."""
@@ -962,7 +963,7 @@ class Service:
         return int(value) if re.match(r"[1-9]\d{0,2}\Z", value, re.ASCII) and int(value) <= exposition.HISTORY_HOURS else None
 
     def livez(self, request, trusted):
-        return webserver.json_answer(200, {"service": NAME, "instance": self.instance, "started_at": instant(self.started_at)})
+        return messages.json_answer(200, {"service": NAME, "instance": self.instance, "started_at": instant(self.started_at)})
 
     def readyz(self, request, trusted):
         checks = {"database:shipments": self.database_entry(), "database:schema": self.schema_entry(),
@@ -973,7 +974,7 @@ class Service:
         status = next(state for state in ("fail", "warn", "pass") if state in states)
         document = {"status": status, "version": "1", "releaseId": VERSION, "serviceId": NAME, "instance": self.instance,
                     "checks": checks}
-        return webserver.json_answer(503 if status == "fail" else 200, document if trusted else {"status": status},
+        return messages.json_answer(503 if status == "fail" else 200, document if trusted else {"status": status},
                                      "application/health+json")
 
     def database_entry(self):
@@ -1157,13 +1158,14 @@ def check_exposure(settings):
 
 
 def tls_of(settings):
-    """(SSLContext, Unix time of the certificate's end), or (None, None) without TLS. Raises Refused."""
+    """(Handler class, Unix time of the certificate's end), without TLS (webserver.Handler, None). Raises Refused."""
     if not settings.tls_cert:
         if settings.tls_key:
             raise Refused([Finding("error", "METRICS_TLS_KEY is set and METRICS_TLS_CERT is not; set both, or neither")])
-        return None, None
+        return webserver.Handler, None
+    import tls
     try:
-        return webserver.tls_context(settings.tls_cert, settings.tls_key), webserver.expiry(settings.tls_cert)
+        return tls.handler_of(settings.tls_cert, settings.tls_key), tls.expiry(settings.tls_cert)
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
         files = settings.tls_cert + (" and " + settings.tls_key if settings.tls_key else "")
         raise Refused([Finding("error", "METRICS_TLS_CERT: %s cannot be used: %s; give a PEM certificate and its own key, without "
@@ -1171,9 +1173,12 @@ def tls_of(settings):
 
 
 def credentials_of(settings):
-    """The Credentials of METRICS_AUTH_FILE, None without. Raises Refused."""
+    """The credentials.Credentials of METRICS_AUTH_FILE, None without. Raises Refused."""
+    if not settings.auth_file:
+        return None
+    import credentials
     try:
-        return credentials.Credentials(settings.auth_file, say_credentials) if settings.auth_file else None
+        return credentials.Credentials(settings.auth_file, say_credentials)
     except credentials.CredentialsError as error:
         raise Refused([Finding("error", "METRICS_AUTH_FILE: %s" % error)])
 
@@ -1330,14 +1335,14 @@ class Life:
     def __init__(self, settings, log, store, signals, env_file):
         self.settings, self.signals = settings, signals
         self.env_file = env_file and os.path.abspath(env_file)
-        self.tls, self.certificate_end = tls_of(settings)
+        self.handler, self.certificate_end = tls_of(settings)
         self.service = Service(log, store, credentials_of(settings), self.certificate_end)
 
     def start(self, handover):
         """Listens and serves. Raises OSError like listen."""
         frozen = json.loads(handover.state.decode()) if handover else []
         with supervision.blocked():  # so that no other thread ever takes a signal
-            self.service.server = self.server = webserver.Server(listen(self.settings), self.service, self.tls, frozen)
+            self.service.server = self.server = webserver.Server(listen(self.settings), self.service, self.handler, frozen)
             self.server.start()
         url = url_of(self.settings, self.server.server_port)
         event(logging.INFO, "service_started", instance=self.service.instance, pid=os.getpid(), url=url, version=VERSION,
@@ -1421,6 +1426,17 @@ def command_check(env_file):
     put("ok%s: %s, %s" % (", with %d warning(s)" % warnings if warnings else "", settings.db_path,
                           url_of(settings, settings.port)))
     return 0
+
+
+def command_hash(user):
+    """Prints a line of METRICS_AUTH_FILE for the user, or the hash alone, of a password that is asked for or piped in."""
+    import credentials
+    try:
+        put(credentials.hash_line(user or None))
+        return 0
+    except credentials.CredentialsError as error:
+        report([Finding("error", str(error))])
+        return 1
 
 
 def command_settings(env_file):
@@ -1518,12 +1534,16 @@ def parse_arguments(argv):
             ("--settings", command_settings, "print every setting as it would be used"),
             ("--demo", command_demo, "serve a scratch database with live traffic")):
         mode.add_argument(flag, dest="command", action="store_const", const=command, help=words)
+    mode.add_argument("--hash-password", nargs="?", const="", metavar="USER",
+                      help="print a line of METRICS_AUTH_FILE; the password is asked for, or the first line of standard input")
     return parser.parse_args(argv)
 
 
 def main(argv=None):
     options = parse_arguments(argv)
     try:
+        if options.hash_password is not None:
+            return command_hash(options.hash_password)
         return options.command(options.env_file)
     except Refused as refusal:
         report(refusal.findings)

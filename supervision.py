@@ -34,7 +34,6 @@ import os
 import re
 import signal
 import socket
-import ssl
 import stat
 import struct
 import subprocess
@@ -881,6 +880,7 @@ def _connection(url):
     """Return an HTTPConnection. No certificate is verified: that the port is the instance's own is proven better."""
     if url.scheme == "http":
         return http.client.HTTPConnection(url.hostname, url.port, timeout=ASK_WAIT)
+    import ssl              # OpenSSL takes 4 MiB, which the service, if it has no TLS, does without
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     return http.client.HTTPSConnection(url.hostname, url.port, timeout=ASK_WAIT, context=context)
@@ -1058,6 +1058,7 @@ def reload(instance, target, seconds):
 
 def _doubt(host, port, ca_file):
     """Return why a certificate does not verify for a host, None when it does; None too when it is merely out of its time."""
+    import ssl              # as above
     try:
         context = ssl.create_default_context(cafile=ca_file)
         with socket.create_connection((host, port), ASK_WAIT) as plain, context.wrap_socket(plain, server_hostname=host):

@@ -1,7 +1,7 @@
-"""A strict, bounded http.server: HTTP/1.1 to RFC 9110 and 9112 for GET and HEAD, whatever its clients do.
+"""A bounded http.server: HTTP/1.1 for GET and HEAD, whatever its clients do.
 
-    server = Server(listening_socket((host, port)), application, tls=None)
-    server.serve_forever()          # in a thread of its own; stop(seconds) from another one ends it
+    server = Server(listening_socket((host, port)), application)
+    server.start()                  # in threads of its own; stop(seconds) ends it
 
 Way of a connection: the poller (serve_forever's thread) accepts it and parks it in epoll. What becomes ready goes to one of
 WORKERS threads, made at the start, which runs Handler.handle until the connection would have to wait for the network, and
@@ -10,10 +10,9 @@ requests of which it says that they wait() get SLOTS of the workers at most. A w
 connection for LINGER seconds as long as there are idle ones, which spares a busy connection the way through the poller.
 Every parked connection has a deadline. When there are too many, the one that waited longest without a whole request goes.
 
-The application has wait(Request) -> bool and respond(Request) -> Response, which must not raise, and is told what happens by
-observe(path or None, request line, status, seconds) for every answer, defect(exception) for what a worker did not expect and
-starved(OSError) when connections cannot be accepted. This module knows nothing of shipments.
-Errors are application/problem+json (RFC 9457).
+The application has wait(Request) -> bool and respond(Request) -> messages.Response, which must not raise, and is told what
+happens by observe(path or None, request line, status, seconds) for every answer, defect(exception) for what a worker did not
+expect and starved(OSError) when connections cannot be accepted. This module knows nothing of shipments.
 """
 
 import base64
@@ -23,20 +22,17 @@ import contextlib
 import email.utils
 import errno
 import http.server
-import itertools
-import json
 import os
-import re
 import resource
 import select
 import socket
 import socketserver
-import ssl
 import struct
 import threading
 import time
-import urllib.parse
-from http import HTTPStatus
+
+import messages
+from messages import CHUNKED, Refusal
 
 WORKERS = 32            # threads that answer
 SLOTS = 24              # of these at most for requests that wait for something, a database or a password hash
@@ -52,283 +48,30 @@ WRITE_SECONDS = 10      # for the client to take an answer
 DISCARD_SECONDS = 2     # after our last answer, to read what still comes: a reset would destroy the answer (RFC 9112, 9.6)
 NOTICE_SECONDS = 1      # for clients to hear "Connection: close" from a server that stops
 PIECE = 16384           # bytes of one read
-LINE_MAX = 8192         # bytes of a request line; RFC 9112, 3 wants 8000 at least
-HEAD_MAX = 32768        # bytes of a head
-FIELDS_MAX = 100        # of a head
-BODY_MAX = 65536        # bytes of a body, which is read and thrown away
-METHOD_MAX = 32         # bytes of a method; the longest registered one has 17
 METHODS = ("GET", "HEAD")
-NAME = "metrics_service"
 
-SECURITY = (
-    ("Cache-Control", "no-store"), ("X-Content-Type-Options", "nosniff"), ("X-Frame-Options", "DENY"),
-    ("Referrer-Policy", "no-referrer"), ("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'"))
 COUNTS = ("accepted", "refused", "evicted", "head_timeouts", "idle_timeouts", "write_timeouts", "tls_failures")
 FULL = b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 0\r\nRetry-After: 1\r\n\r\n"
 
-# Grammar, on bytes: RFC 9110, 5 and 9112, 2 to 7; RFC 3986 for the target
-
-TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
-VALUE = rb"[\t\x20-\x7e\x80-\xff]*"
-REQUEST_LINE = re.compile(rb"(%s) ([!-~]+) HTTP/(\d)\.(\d)\r\n" % TOKEN)
-FIELD = re.compile(rb"(%s):[ \t]*(%s)\r\n" % (TOKEN, VALUE))
-FIELDS = re.compile(rb"(?:%s:%s\r\n)*\r\n" % (TOKEN, VALUE))
-BARE = re.compile(rb"(?<!\r)\n|\r(?=[^\n])|\0")    # where a line does not end, or nothing may stand
-HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*)(?::\d{0,5})?")
-PATH = r"(?:[A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})*"
-QUERY = r"(?:\?((?:[A-Za-z0-9._~!$&'()*+,;=:@/?-]|%[0-9A-Fa-f]{2})*))?"
-ORIGIN = re.compile("(/%s)%s" % (PATH, QUERY))
-ABSOLUTE = re.compile("[Hh][Tt][Tt][Pp][Ss]?://([^/?@]+)(/%s)?%s" % (PATH, QUERY))
-AUTHORITY = re.compile(r"[^/?#@\[\]]+:\d{1,5}|\[[0-9A-Fa-f:.]+\]:\d{1,5}")
-CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-CHUNK = re.compile(rb"([0-9A-Fa-f]{1,8})(?:[ \t]*;%s)?\r\n" % VALUE)
-CHUNK_LINE_MAX = 256    # bytes of a chunk's size and extensions
-
-Head = collections.namedtuple("Head", "method path query headers line http10 keep body expects")
-CHUNKED = -1            # Head.body of a chunked one, else its length
-Request = collections.namedtuple("Request", "method path query headers arrived")  # see Handler.request
-
-
-class Refusal(Exception):
-    """What was received is no request that we answer: the status, the reason as a sentence, further fields of the answer."""
-
-    def __init__(self, status, detail, fields=()):
-        super().__init__(detail)
-        self.status, self.detail, self.fields = status, detail, fields
-
-
-def refuse(detail):
-    raise Refusal(400, detail)
-
-
-def bad_field(fields):
-    """Why this is no sequence of field lines (RFC 9112, 5)."""
-    for line in fields.split(b"\r\n"):
-        if line[:1] in (b" ", b"\t"):
-            return "a field is folded over two lines"
-        if not FIELD.fullmatch(line + b"\r\n"):
-            name = line.partition(b":")[0]
-            blank = name != name.strip(b" \t") and b":" in line
-            return "a blank stands before the colon of a field" if blank else "a field line is not 'name: value'"
-    return "the head is not what RFC 9112 calls one"
-
-
-def read_fields(data):
-    """The fields as a dict of lower-case name -> list of values (RFC 9110, 5). Raises Refusal."""
-    if not FIELDS.fullmatch(data):
-        refuse(bad_field(data[:-4]))
-    found = FIELD.findall(data)
-    if len(found) > FIELDS_MAX:
-        raise Refusal(431, "the head has more than %d fields" % FIELDS_MAX)
-    fields = {}
-    for name, value in found:
-        fields.setdefault(name.lower().decode(), []).append(value.rstrip(b" \t").decode("latin-1"))
-    return fields
-
-
-def check_host(hosts, http10):
-    """One Host, and one that is valid (RFC 9112, 3.2)."""
-    if len(hosts) != 1 and (hosts or not http10):
-        refuse("exactly one Host field is due, there are %d" % len(hosts))
-    if hosts and not HOST.fullmatch(hosts[0].encode("latin-1")):
-        refuse("the Host field is not a host with an optional port")
-
-
-def straight(path):
-    """The path without its dot segments (RFC 3986, 5.2.4), then decoded. Raises Refusal."""
-    path = re.sub("%2[Ee]", ".", path)
-    if "/." in path:
-        kept = []
-        segments = path.split("/")[1:]
-        for segment in segments:
-            if segment == "..":
-                del kept[-1:]
-            elif segment != ".":
-                kept.append(segment)
-        path = "/" + "/".join(kept + [""] * (segments[-1] in (".", "..")))
-    path = urllib.parse.unquote(path, errors="replace")
-    if CONTROL.search(path):
-        refuse("the path has an encoded control character")
-    return path
-
-
-def read_target(method, target):
-    """(path, query string) of a target in any of its four forms (RFC 9112, 3.2); the path is None where the form has none."""
-    origin, absolute = ORIGIN.fullmatch(target), ABSOLUTE.fullmatch(target)
-    if origin and method != "CONNECT":
-        return straight(origin.group(1)), origin.group(2) or ""
-    if absolute and method != "CONNECT":
-        authority, path, query = absolute.groups()
-        check_host([authority], False)
-        return straight(path or "/"), query or ""
-    if target == "*" and method == "OPTIONS" or method == "CONNECT" and AUTHORITY.fullmatch(target):
-        return None, ""
-    return refuse("the request target is not one that %s can have" % method[:METHOD_MAX])
-
-
-def members(fields, name):
-    """The members of a list field in lower case (RFC 9110, 5.6.1)."""
-    values = (member.strip(" \t").lower() for value in fields.get(name, ()) for member in value.split(","))
-    return [value for value in values if value]
-
-
-def read_length(lengths):
-    """The one Content-Length (RFC 9110, 8.6). Python's int() would take '+5', '1_0' and other scripts' digits too."""
-    if len(lengths) != 1 or not re.fullmatch("[0-9]+", lengths[0]):
-        refuse("Content-Length is not one decimal number")
-    digits = lengths[0].lstrip("0") or "0"
-    if len(digits) > len(str(BODY_MAX)) or int(digits) > BODY_MAX:
-        raise Refusal(413, "a body may have %d bytes here" % BODY_MAX)
-    return int(digits)
-
-
-def read_framing(fields, http10):
-    """Length of the body, or CHUNKED (RFC 9112, 6). Whatever two parsers could take in two ways is refused."""
-    lengths = fields.get("content-length")
-    if "transfer-encoding" not in fields:
-        return read_length(lengths) if lengths else 0
-    codings = members(fields, "transfer-encoding")
-    if lengths:
-        refuse("Content-Length and Transfer-Encoding contradict each other")
-    if http10:
-        refuse("HTTP/1.0 has no Transfer-Encoding")
-    if codings[-1:] != ["chunked"] or codings.count("chunked") > 1:
-        refuse("the last transfer coding must be chunked, and no other")
-    if len(codings) > 1:
-        raise Refusal(501, "of the transfer codings only chunked is understood")
-    return CHUNKED
-
-
-def read_expectation(fields, http10, body):
-    """Whether the client waits for 100 (Continue) before it sends the body (RFC 9110, 10.1.1)."""
-    expectations = [] if http10 else members(fields, "expect")
-    if any(expectation != "100-continue" for expectation in expectations):
-        raise Refusal(417, "of the expectations only 100-continue is understood")
-    return bool(expectations and body)
-
-
-def read_line(data):
-    """(method, target, whether HTTP/1.0, end) of the request line (RFC 9112, 3). Raises Refusal."""
-    line = REQUEST_LINE.match(data)
-    if not line:
-        refuse("the request line is not 'METHOD TARGET HTTP/1.1'")
-    method, target, major, minor = (part.decode() for part in line.groups())
-    if major != "1":
-        raise Refusal(505, "HTTP/1.1 is spoken here, and HTTP/1.0")
-    if len(method) > METHOD_MAX:
-        raise Refusal(501, "no method has so long a name")
-    return method, target, minor == "0", line.end()
-
-
-def read_head(data):
-    """The Head that these bytes are, up to and with the empty line. Raises Refusal."""
-    method, target, http10, line_end = read_line(data)
-    fields = read_fields(data[line_end:])
-    check_host(fields.get("host", []), http10)
-    path, query = read_target(method, target)
-    body = read_framing(fields, http10)
-    expects = read_expectation(fields, http10, body)
-    options = members(fields, "connection")
-    keep = "close" not in options and (not http10 or "keep-alive" in options)
-    return Head(method, path, urllib.parse.parse_qs(query, keep_blank_values=True),
-                {name: ", ".join(values) for name, values in fields.items()},
-                data[:line_end - 2].decode("latin-1"), http10, keep and not expects, body, expects)
-
-
-def check_size(data, size):
-    """The limits of a head of which `size` bytes have come."""
-    if size > LINE_MAX and data.find(b"\r\n", 0, LINE_MAX + 2) < 0:
-        raise Refusal(414, "a request line may have %d bytes" % LINE_MAX)
-    if size > HEAD_MAX:
-        raise Refusal(431, "a head may have %d bytes" % HEAD_MAX)
-
-
-def check_unfinished(data):
-    """Refuses what cannot become a head any more, so that nobody waits for its end."""
-    if BARE.search(data):
-        refuse("a line ends in a bare CR or LF, or the head has a NUL")
-    check_size(data, len(data))
-    if b"\r\n" in data:
-        read_line(data)
-
-
-def skip_trailers(data, at, line_end):
-    """The end of the trailer section, which starts behind the last chunk's line (RFC 9112, 7.1.2)."""
-    end = data.find(b"\r\n\r\n", line_end) + 4
-    if end < 4:
-        return None, at
-    if not FIELDS.fullmatch(data, line_end + 2, end):
-        refuse("a trailer field is not 'name: value'")
-    return end, at
-
-
-def skip_chunks(data, at):
-    """(where the chunked body ends or None, where to go on) from the chunk that starts at `at` (RFC 9112, 7.1). Raises Refusal."""
-    while True:
-        chunk = CHUNK.match(data, at)
-        if not chunk:
-            if b"\r\n" in data[at:at + CHUNK_LINE_MAX] or len(data) - at >= CHUNK_LINE_MAX:
-                refuse("a chunk does not start with its size")
-            return None, at
-        size = int(chunk.group(1), 16)
-        if not size:
-            return skip_trailers(data, at, chunk.end() - 2)
-        end = chunk.end() + size
-        if size > BODY_MAX:
-            raise Refusal(413, "a body may have %d bytes here" % BODY_MAX)
-        if data[end:end + 2] not in (b"", b"\r", b"\r\n"):
-            refuse("a chunk does not end where its size says")
-        if len(data) < end + 2:
-            return None, at
-        at = end + 2
-
-
-# Answers
-
-class Response:
-    """An answer; `head` is what of it is the same whenever it is sent. A CR or LF in a field raises ValueError."""
-
-    def __init__(self, status, content_type, body, fields=()):
-        self.status, self.body = int(status), body
-        names = {name for name, _ in fields}
-        lines = ["HTTP/1.1 %d %s" % (status, HTTPStatus(status).phrase), "Server: " + NAME, "Content-Type: " + content_type,
-                 "Content-Length: %d" % len(body)]
-        lines += ["%s: %s" % field for field in itertools.chain(fields, (f for f in SECURITY if f[0] not in names))]
-        if any(CONTROL.search(line) for line in lines):
-            raise ValueError("a control character in a response field")
-        self.head = "\r\n".join(lines).encode("latin-1") + b"\r\n"
-
-
-def json_answer(status, document, content_type="application/json", fields=()):
-    """A Response of the document. NaN and infinity, which JSON does not have, raise ValueError."""
-    body = json.dumps(document, allow_nan=False, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
-    return Response(status, content_type, body, fields)
-
-
-def problem(status, detail, fields=(), **members):
-    """A problem+json Response: the status in words, the detail as a sentence, further members as they are."""
-    document = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": int(status), "detail": detail}
-    document.update(members)
-    return json_answer(int(status), document, "application/problem+json", fields)
-
+Request = collections.namedtuple("Request", "method path query headers address arrived")  # arrived: monotonic seconds
 
 # One connection. Its steps return READ or WRITE to be parked until that is possible, ON to go on with the next step, AGAIN
 # to let others have the worker first, GONE when the connection is no longer this worker's.
 
 READ, WRITE, ON, AGAIN, GONE = select.EPOLLIN, select.EPOLLOUT, "on", "again", "gone"
-WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
     """A connection; every thread that touches it holds it, which `parked` says nobody does."""
 
     protocol_version = "HTTP/1.1"
+    portable = True     # another process can go on with it
 
-    def __init__(self, connection, server):
+    def __init__(self, connection, address, server):
         # Not that of BaseRequestHandler, which would serve the connection to its end in here.
-        self.connection, self.server, self.number = connection, server, connection.fileno()
-        self.secure = server.tls is not None
-        self.step = Handler.shake if self.secure else Handler.receive
+        self.connection, self.client_address, self.server = connection, address, server
+        self.number = connection.fileno()
+        self.step = type(self).begin
         self.data = self.unsent = b""   # received and not yet answered; answered and not yet taken
         self.head_data, self.head = b"", None   # the last head; a scraper sends the same again and again
         self.at = 0                     # how far the body in `data` has been looked at
@@ -346,28 +89,21 @@ class Handler(http.server.BaseHTTPRequestHandler):
         except OSError:     # the client left, or broke the TLS: that is no error of ours
             return self.close()
 
-    def shake(self):
-        """A step of the TLS handshake."""
-        try:
-            if not isinstance(self.connection, ssl.SSLSocket):
-                self.connection = self.server.tls.wrap_socket(self.connection, True, do_handshake_on_connect=False)
-            self.connection.do_handshake()
-        except ssl.SSLWantReadError:
-            return READ
-        except ssl.SSLWantWriteError:
-            return WRITE
-        except (OSError, ValueError):   # the latter where the client has left already
-            self.server.count("tls_failures")
-            return self.close()
-        self.step = Handler.receive
-        return ON
-
-    def read(self, flags):
+    def read(self, flags=socket.MSG_DONTWAIT):
         """Bytes, none at the end of the stream, None where there are none now."""
         try:
-            return self.connection.recv(PIECE) if self.secure else self.connection.recv(PIECE, flags)
-        except WOULD_BLOCK:
+            return self.connection.recv(PIECE, flags)
+        except BlockingIOError:
             return None
+
+    def push(self):
+        """Sends of what is unsent as much as is taken now; whether that is anything."""
+        try:
+            sent = self.connection.send(self.unsent, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        self.unsent = self.unsent[sent:]
+        return True
 
     def receive(self):
         """Reads until there is a whole request."""
@@ -377,7 +113,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
                     return ON
                 # Only an answered client is worth a wait of LINGER, which is the socket's own SO_RCVTIMEO.
                 stay = self.served and not self.data and self.server.quiet()
-                data = self.read(0 if stay else socket.MSG_DONTWAIT)
+                data = self.read(0) if stay else self.read()
                 if data is None:
                     return READ
                 if not data:
@@ -388,17 +124,19 @@ class Handler(http.server.BaseHTTPRequestHandler):
         except Refusal as refusal:
             return self.send_error(refusal.status, refusal.detail, fields=refusal.fields)
 
+    begin = receive     # the first step
+
     def whole(self):
         """Whether `data` starts with a whole request; then self.head is its head. Raises Refusal."""
         if self.data.startswith(b"\r\n"):   # RFC 9112, 2.2
             self.data = re.sub(rb"\A(?:\r\n)+", b"", self.data)
         end = self.data.find(b"\r\n\r\n") + 4
         if end < 4:
-            check_unfinished(self.data)
+            messages.check_unfinished(self.data)
             return False
         self.parse_request(end)
         if self.head.body and not self.head.expects:
-            self.at = max(self.at, end)
+            self.start, self.at = end, max(self.at, end)
             end = self.body_end()
             if not end:
                 return False
@@ -411,8 +149,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         data = self.data[:end]
         if data != self.head_data:
             self.head = None
-            check_size(data, end)
-            self.head, self.head_data = read_head(data), data
+            messages.check_size(data, end)
+            self.head, self.head_data = messages.read_head(data), data
         self.close_connection = not self.head.keep
 
     def body_end(self):
@@ -420,9 +158,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.head.body != CHUNKED:
             end = self.at + self.head.body
             return end if len(self.data) >= end else None
-        end, self.at = skip_chunks(self.data, self.at)
-        if not end and len(self.data) > HEAD_MAX + 2 * BODY_MAX:
-            raise Refusal(413, "a body may have %d bytes here" % BODY_MAX)
+        end, self.at = messages.skip_chunks(self.data, self.at)
+        if not end and len(self.data) - self.start > 2 * messages.BODY_MAX:
+            raise Refusal(413, "a body may have %d bytes here" % messages.BODY_MAX)
         return end
 
     def ended(self):
@@ -436,7 +174,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         head, server = self.head, self.server
         if head.method not in METHODS or head.path is None:
             return self.refuse_method()
-        request = Request(head.method, head.path, head.query, head.headers, self.arrived)
+        request = Request(head.method, head.path, head.query, head.headers, self.client_address, self.arrived)
         waits = server.application.wait(request)
         if not server.enter(self, waits):
             return GONE
@@ -448,14 +186,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def refuse_method(self):
         allow = ", ".join(METHODS)
-        return self.send(problem(405, "%s is not possible here, only %s" % (self.head.method, allow), [("Allow", allow)]),
+        return self.send(messages.problem(405, "%s is not possible here, only %s" % (self.head.method, allow), [("Allow", allow)]),
                          self.head.path)
 
     def send_error(self, code, message=None, explain=None, fields=()):
         """Refuses what was received. The connection ends, since nobody knows where the next request would start."""
         self.close_connection = True
-        response = problem(code, message or HTTPStatus(code).phrase, fields)
-        line = self.data.partition(b"\r\n")[0][:LINE_MAX].decode("latin-1")
+        response = messages.problem(code, message, fields)
+        line = self.data.partition(b"\r\n")[0][:messages.LINE_MAX].decode("latin-1")
         if line.startswith("HEAD "):
             response.body = b""
         self.data, self.arrived = b"", time.monotonic()
@@ -468,7 +206,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def write(self, response, path, line, bodiless=False, http10=False):
         """Sends the answer in one write, as far as the client takes it."""
         server, now = self.server, time.monotonic()
-        if server.closing:
+        if server.closing or type(self) is not server.RequestHandlerClass:  # handed over by one that had no TLS, or had
             self.close_connection = True
         field = b"Connection: close\r\n\r\n" if self.close_connection else b"Connection: keep-alive\r\n\r\n" if http10 else b"\r\n"
         self.unsent = response.head + server.date() + field + (b"" if bodiless else response.body)
@@ -479,10 +217,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def flush(self):
         """Sends what is unsent."""
         while self.unsent:
-            try:
-                flags = () if self.secure else (socket.MSG_DONTWAIT,)
-                self.unsent = self.unsent[self.connection.send(self.unsent, *flags):]
-            except WOULD_BLOCK:
+            if not self.push():
                 return WRITE
         if self.close_connection:
             return self.finish()
@@ -492,18 +227,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def finish(self):
         """Closes our side, and waits for the client to close its own."""
-        if self.secure:
-            with contextlib.suppress(OSError, ValueError):  # close_notify; the client's own may not have come
-                self.connection.unwrap()
         self.connection.shutdown(socket.SHUT_WR)
-        self.data, self.secure = b"", False     # what still comes is not even decrypted
-        self.step, self.deadline = Handler.discard, time.monotonic() + DISCARD_SECONDS
+        self.data, self.step, self.deadline = b"", Handler.discard, time.monotonic() + DISCARD_SECONDS
         return ON
 
     def discard(self):
         """Reads a piece of what nobody wants."""
-        data = self.read(socket.MSG_DONTWAIT)
-        return READ if data is None or data else self.close()
+        return self.close() if self.read() == b"" else READ
 
     def expire(self):
         """The deadline of the step that was waited in is over."""
@@ -533,12 +263,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     @classmethod
     def thaw(cls, state, server):
-        """The Handler of what freeze() gave in another process. Raises OSError where that is no open socket."""
+        """The Handler of what freeze() gave in another process. Raises OSError where that is no open connection."""
         os.set_inheritable(state["descriptor"], False)
-        handler = cls(socket.socket(fileno=state["descriptor"]), server)
+        connection = socket.socket(fileno=state["descriptor"])
+        handler = cls(connection, connection.getpeername()[0], server)
         handler.data, handler.unsent = state["data"].encode("latin-1"), state["unsent"].encode("latin-1")
         handler.close_connection, handler.served = state["close"], state["served"]
-        handler.secure = False
         handler.step = Handler.discard if state["discard"] else Handler.flush if state["unsent"] else Handler.receive
         if handler.served and not handler.data:
             handler.deadline = time.monotonic() + IDLE_SECONDS
@@ -571,10 +301,10 @@ def connection_limit():
 class Server(http.server.HTTPServer):
     """Accepts from a listening socket until stop(), or pause(). `frozen` are the connections that a paused predecessor had."""
 
-    def __init__(self, listener, application, tls=None, frozen=()):
+    def __init__(self, listener, application, handler=Handler, frozen=()):
         # Not that of HTTPServer, which would bind, and look up the host's name, which can stall a start for minutes.
-        socketserver.BaseServer.__init__(self, listener.getsockname(), Handler)
-        self.socket, self.application, self.tls = listener, application, tls
+        socketserver.BaseServer.__init__(self, listener.getsockname(), handler)
+        self.socket, self.application = listener, application
         self.server_name, self.server_port = self.server_address[:2]
         listener.setblocking(False)
         # Accepted sockets inherit both. Without the first a kept connection's answer waits 40 ms for the client's delayed ACK.
@@ -623,7 +353,7 @@ class Server(http.server.HTTPServer):
         """Accepts what the kernel has ready."""
         for _ in range(BACKLOG):
             try:
-                connection = self.socket.accept()[0]
+                connection, address = self.socket.accept()
             except BlockingIOError:
                 return
             except OSError as error:
@@ -635,7 +365,7 @@ class Server(http.server.HTTPServer):
             if len(self.connections) >= self.limit and not self.evict():
                 self.turn_away(connection)
             else:
-                self.adopt(Handler(connection, self))
+                self.adopt(self.RequestHandlerClass(connection, address[0], self))
 
     def starve(self, error):
         """Says once that there are no descriptors, and leaves the connection in the kernel's queue until the next sweep."""
@@ -801,11 +531,12 @@ class Server(http.server.HTTPServer):
         self.alarm.recv(1)
 
     def resume(self):
-        """Goes on after pause()."""
+        """Goes on after pause(), and freeze()."""
         self.ending = self.pausing = self.closing = False
         self.epoll.register(self.socket.fileno(), READ)
         with self.lock:
             for handler in self.connections.values():
+                os.set_inheritable(handler.number, False)
                 if handler.parked and handler.data:
                     self.hand_over(handler)
         self.poller = threading.Thread(target=self.serve_forever, daemon=True)
@@ -814,18 +545,17 @@ class Server(http.server.HTTPServer):
     def pause(self, seconds):
         """Finishes what is being answered, and touches no connection until resume(); False where that took too long. New ones
         wait in the kernel's queue. TLS connections, which no other process can go on with, are closed."""
-        if self.tls:
+        if not self.RequestHandlerClass.portable:
             self.announce(min(NOTICE_SECONDS, seconds))
         self.pausing = True
         self.end_poller()
         self.epoll.unregister(self.socket.fileno())
         with self.lock:
             rested = self.rest.wait_for(self.resting, seconds)
-        if rested and self.tls:
-            for handler in list(self.connections.values()):
-                with contextlib.suppress(OSError, ValueError):
-                    handler.finish()
-                handler.close()
+        for handler in [handler for handler in self.connections.values() if rested and not handler.portable]:
+            with contextlib.suppress(OSError):
+                handler.finish()
+            handler.close()
         return rested
 
     def freeze(self):
@@ -844,42 +574,3 @@ class Server(http.server.HTTPServer):
             abandoned = self.busy()
         self.end_poller()
         return abandoned
-
-
-# TLS
-
-def tls_context(certificate, key=None):
-    """An SSLContext of the PEM files, TLS 1.2 up. Raises OSError, of which ssl.SSLError is one; never asks for a password."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    if hasattr(ssl, "TLSVersion"):
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-    else:   # Python 3.6
-        context.options |= ssl.OP_NO_TLSv1 | ssl.OP_NO_TLSv1_1
-    context.load_cert_chain(certificate, key, password=b"")
-    return context
-
-
-def der_element(data, at):
-    """(tag, start, end) of the DER element at `at` (X.690, 8.1)."""
-    length, start = data[at + 1], at + 2
-    if length & 0x80:
-        start += length & 0x7f
-        length = int.from_bytes(data[at + 2:start], "big")
-    return data[at], start, start + length
-
-
-def expiry(path):
-    """Unix time at which the first certificate of a PEM file ends: notAfter of RFC 5280, 4.1. Raises OSError or ValueError."""
-    with open(path, "rb") as file:
-        text = file.read().decode("latin-1")
-    begin, end = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
-    data = base64.b64decode(text.partition(begin)[2].partition(end)[0])
-    at = der_element(data, der_element(data, 0)[1])[1]  # Certificate, TBSCertificate
-    if data[at] == 0xa0:                                # the version
-        at = der_element(data, at)[2]
-    for _ in range(3):                                  # serial number, signature algorithm, issuer
-        at = der_element(data, at)[2]
-    at = der_element(data, der_element(data, at)[1])[2] # Validity: behind notBefore
-    tag, start, stop = der_element(data, at)
-    form = "%y%m%d%H%M%SZ" if tag == 0x17 else "%Y%m%d%H%M%SZ"
-    return calendar.timegm(time.strptime(data[start:stop].decode("ascii"), form))

@@ -447,6 +447,24 @@ def test_five_wrong_attempts_are_hashed_at_once_and_then_one_each_second(guard, 
     assert exhaust(guard) == 5
 
 
+def test_whoever_hammers_from_one_address_leaves_attempts_to_the_others(guard):
+    hammered = [guard.verify(basic(password=str(number)), "192.0.2.1") for number in range(8)]
+    assert [verdict.retry_after for verdict in hammered] == [None] * 5 + [1] * 3
+    assert guard.verify(basic(), "192.0.2.2").allowed
+
+
+def test_all_addresses_together_are_limited_too(guard):
+    verdicts = [guard.verify(basic(password="wrong"), "192.0.2.%d" % number) for number in range(25)]
+    assert [verdict.retry_after for verdict in verdicts] == [None] * 20 + [1] * 5
+
+
+def test_the_addresses_remembered_are_bounded(guard, monkeypatch):
+    monkeypatch.setattr(credentials, "ADDRESSES", 3)
+    for number in range(5):
+        guard.verify(basic(password="wrong"), number)
+    assert list(guard.limit.addresses) == [2, 3, 4]
+
+
 def test_hammering_never_locks_out_a_header_that_was_good_before(guard, hashes):
     guard.verify(basic())
     exhaust(guard)

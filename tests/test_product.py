@@ -42,7 +42,9 @@ def test_no_file_bears_the_name_of_a_standard_module(path):
 def test_nothing_imports_the_service_and_the_check_imports_no_sibling():
     graph = {path.stem: set(imported(path)) & OWN for path in MODULES}
     assert not any("metrics_service" in names for names in graph.values())
-    assert graph["health_check"] == graph["supervision"] == graph["exposition"] == graph["webserver"] == set()
+    alone = ("health_check", "supervision", "exposition", "credentials", "messages")
+    assert {name: graph[name] for name in alone} == dict.fromkeys(alone, set())
+    assert (graph["webserver"], graph["tls"]) == ({"messages"}, {"webserver"})
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.name)

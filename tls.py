@@ -1,0 +1,108 @@
+"""TLS for webserver.py: the context, the connections, and when a certificate ends.
+
+Apart, so that a service without TLS need not load OpenSSL, which takes 4 MiB.
+"""
+
+import base64
+import calendar
+import contextlib
+import ssl
+import time
+
+from webserver import ON, PIECE, READ, WRITE, Handler
+
+WOULD_BLOCK = (ssl.SSLWantReadError, ssl.SSLWantWriteError)
+UTC_TIME = 0x17         # tag of a time with two digits of the year (X.690)
+VERSION = 0xa0          # tag of a certificate's version, which the oldest ones lack
+
+
+# Connections
+
+class SecureHandler(Handler):
+    """A connection whose handshake is its first step, under the deadline of the first head."""
+
+    context = None      # set by handler_of
+    portable = False
+
+    def begin(self):
+        """Starts TLS, now that the client has said something."""
+        self.connection.setblocking(False)
+        try:
+            self.connection = self.context.wrap_socket(self.connection, True, do_handshake_on_connect=False)
+        except ValueError:  # the client has left already
+            return self.close()
+        self.step = SecureHandler.shake
+        return ON
+
+    def shake(self):
+        """A step of the handshake."""
+        try:
+            self.connection.do_handshake()
+        except ssl.SSLWantReadError:
+            return READ
+        except ssl.SSLWantWriteError:
+            return WRITE
+        except OSError:
+            self.server.count("tls_failures")
+            return self.close()
+        self.step = Handler.receive
+        return ON
+
+    def read(self, flags=None):
+        try:
+            return self.connection.recv(PIECE)
+        except WOULD_BLOCK + (BlockingIOError,):    # the latter once finish() has ended the TLS
+            return None
+
+    def push(self):
+        try:
+            self.unsent = self.unsent[self.connection.send(self.unsent):]
+        except WOULD_BLOCK:
+            return False
+        return True
+
+    def finish(self):
+        with contextlib.suppress(OSError):  # close_notify; the client's own has not come yet
+            self.connection.unwrap()
+        return super().finish()
+
+
+def handler_of(certificate, key=None):
+    """The class of connections with TLS 1.2 up by these PEM files. Raises OSError, of which ssl.SSLError is one; never asks for
+    a passphrase."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    if hasattr(ssl, "TLSVersion"):
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+    else:   # Python 3.6
+        context.options |= ssl.OP_NO_TLSv1 | ssl.OP_NO_TLSv1_1
+    context.load_cert_chain(certificate, key, password=b"")
+    return type("SecureHandler", (SecureHandler,), {"context": context})
+
+
+# Certificates
+
+
+def der_element(data, at):
+    """(tag, start, end) of the DER element at `at` (X.690, 8.1)."""
+    length, start = data[at + 1], at + 2
+    if length & 0x80:
+        start += length & 0x7f
+        length = int.from_bytes(data[at + 2:start], "big")
+    return data[at], start, start + length
+
+
+def expiry(path):
+    """Unix time at which the first certificate of a PEM file ends: notAfter of RFC 5280, 4.1. Raises OSError or ValueError."""
+    with open(path, "rb") as file:
+        text = file.read().decode("latin-1")
+    begin, end = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
+    data = base64.b64decode(text.partition(begin)[2].partition(end)[0])
+    at = der_element(data, der_element(data, 0)[1])[1]  # Certificate, TBSCertificate
+    if data[at] == VERSION:                            # the version
+        at = der_element(data, at)[2]
+    for _ in range(3):                                  # serial number, signature algorithm, issuer
+        at = der_element(data, at)[2]
+    at = der_element(data, der_element(data, at)[1])[2] # Validity: behind notBefore
+    tag, start, stop = der_element(data, at)
+    form = "%y%m%d%H%M%SZ" if tag == UTC_TIME else "%Y%m%d%H%M%SZ"
+    return calendar.timegm(time.strptime(data[start:stop].decode("ascii"), form))
