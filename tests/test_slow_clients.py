@@ -23,34 +23,36 @@ PATIENCE = 60 if LONG else 30  # s until all that slow clients took is given bac
 SLACK = 2            # s that the end of a wait may come late on a busy machine
 GOOD = 1             # s within which a good client has its answer
 THREADS = 64         # at most, whatever comes
-MEMORY = 8 << 20     # bytes that may stay with the process: an allocator gives back what it likes
+MEMORY = 8 << 20     # bytes that may stay with the process, and for each client: an allocator gives back what it likes
+CLIENT_MEMORY = 20 << 10
 LIVE = b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n"
 METRICS = b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n"
 HALF = b"GET /livez HTTP/1.1\r\nHost: a\r\nX: "
 POST = b"POST /livez HTTP/1.1\r\nHost: a\r\n"
 HELLO = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"  # the first 11 of the 517 bytes of a TLS handshake
 
-Kind = collections.namedtuple("Kind", "first drip ends answers")  # bytes at once, then at times; s to the end; answers till then
+# Bytes sent at once, and those sent at times; seconds, from and to, in which the end comes; the statuses that may come before it
+Kind = collections.namedtuple("Kind", "first drip ends answers")
 PLAIN = {
-    "silence": Kind(b"", b"", 10, [[]]),
-    "half a head": Kind(HALF, b"y", 10, [[408]]),
-    "half a request line": Kind(b"GET /li", b"", 10, [[408]]),
-    "half a body": Kind(POST + b"Content-Length: 1000\r\n\r\n", b"x", 10, [[408]]),
-    "half a chunk": Kind(POST + b"Transfer-Encoding: chunked\r\n\r\n100\r\n", b"x", 10, [[408]]),
-    "a request and silence": Kind(LIVE, b"", 15, [[200]]),
-    "a request and half a head": Kind(LIVE + HALF, b"y", 10, [[200, 408]]),
-    "a request and empty lines": Kind(LIVE, b"\r\n", 10, [[200], [200, 408]]),
-    "empty lines": Kind(b"", b"\r\n", 10, [[], [408]]),
+    "silence": Kind(b"", b"", (10, 10), [[]]),
+    "half a head": Kind(HALF, b"y", (10, 10), [[408]]),
+    "half a request line": Kind(b"GET /li", b"", (10, 10), [[408]]),
+    "half a body": Kind(POST + b"Content-Length: 1000\r\n\r\n", b"x", (10, 10), [[408]]),
+    "half a chunk": Kind(POST + b"Transfer-Encoding: chunked\r\n\r\n100\r\n", b"x", (10, 10), [[408]]),
+    "a request and silence": Kind(LIVE, b"", (15, 15), [[200]]),
+    "a request and half a head": Kind(LIVE + HALF, b"y", (10, 10), [[200, 408]]),
+    "a request and empty lines": Kind(LIVE, b"\r\n", (10, 15), [[200], [200, 408]]),
+    "empty lines": Kind(b"", b"\r\n", (10, 10), [[], [408]]),
     "answers not read": Kind(METRICS * 2000, b"", None, None),
 }
 SECURE = {
-    "no handshake": Kind(b"", b"", 10, [[]]),
-    "half a handshake": Kind(HELLO, b"\0", 10, [[]]),
-    "silence": Kind(b"", b"", 10, [[]]),
-    "half a head": Kind(HALF, b"y", 10, [[408]]),
-    "half a body": Kind(POST + b"Content-Length: 1000\r\n\r\n", b"x", 10, [[408]]),
-    "a request and silence": Kind(LIVE, b"", 15, [[200]]),
-    "a request and half a head": Kind(LIVE + HALF, b"y", 10, [[200, 408]]),
+    "no handshake": Kind(b"", b"", (10, 10), [[]]),
+    "half a handshake": Kind(HELLO, b"\0", (10, 10), [[]]),
+    "silence": Kind(b"", b"", (10, 10), [[]]),
+    "half a head": Kind(HALF, b"y", (10, 10), [[408]]),
+    "half a body": Kind(POST + b"Content-Length: 1000\r\n\r\n", b"x", (10, 10), [[408]]),
+    "a request and silence": Kind(LIVE, b"", (15, 15), [[200]]),
+    "a request and half a head": Kind(LIVE + HALF, b"y", (10, 10), [[200, 408]]),
     "answers not read": Kind(METRICS * 2000, b"", None, None),
 }
 
@@ -101,9 +103,7 @@ def limit_descriptors(number):
 def start(folder, descriptors=4096, **settings):
     """A Service under this limit; its context is that of TLS clients, where it speaks TLS."""
     service = Service(folder, make_database(folder / "shipments.db"), **settings)
-    service.start(wait=False, preexec_fn=limit_descriptors(descriptors))
-    found = wait_for(lambda: re.search(r"url=https?://([^:]+):(\d+)", service.text()), "the service to start")
-    service.host, service.port = found.group(1), int(found.group(2))
+    service.start(preexec_fn=limit_descriptors(descriptors))
     service.context = ssl.create_default_context(cafile=settings["tls_cert"]) if "tls_cert" in settings else None
     assert ask(service, METRICS)[0] == 200  # opens what is opened once
     return service
@@ -163,7 +163,7 @@ class Siege:
         plain = ("no handshake", "half a handshake")
         self.clients = [(name, Slow(address, kinds[name], None if name in plain else self.context()))
                         for _ in range(count // len(kinds)) for name in kinds]
-        wait_for(lambda: holdings(service).descriptors >= self.before.descriptors + len(self.clients), "all to be let in")
+        wait_for(lambda: holdings(service).descriptors > self.before.descriptors + 0.9 * len(self.clients), "all to be let in")
 
     def context(self):
         """What a slow TLS client needs, without the cost of verifying."""
@@ -237,7 +237,7 @@ def test_slow_clients_take_no_threads(sieges, place):
 def test_all_is_given_back_while_slow_clients_stay_connected(sieges, place):
     siege = sieges[place]
     assert siege.rested, "%s at the end, %s before" % (holdings(siege.service), siege.before)
-    assert siege.rested.memory <= siege.before.memory + MEMORY
+    assert siege.rested.memory <= siege.before.memory + MEMORY + CLIENT_MEMORY * len(siege.clients)
     assert connections(siege.service)["open"] == 1
 
 
@@ -245,7 +245,7 @@ def test_all_is_given_back_while_slow_clients_stay_connected(sieges, place):
                                          if kinds[name].ends])
 def test_each_kind_of_slow_client_is_ended_in_its_time(sieges, place, name):
     for _, client in (pair for pair in sieges[place].clients if pair[0] == name):
-        assert client.seconds and client.kind.ends - 0.5 < client.seconds < client.kind.ends + SLACK, client.received
+        assert client.seconds and client.kind.ends[0] - 0.5 < client.seconds < client.kind.ends[1] + SLACK, client.received
         assert client.statuses() in client.kind.answers
         assert 408 not in client.statuses() or client.received.count(b"\r\nConnection: close\r\n") == 1
 
@@ -291,11 +291,11 @@ def test_when_full_the_connection_that_waited_longest_gives_way(launch_limited):
         for _ in range(10):
             status, _, seconds = ask(service, LIVE)
             assert status == 200 and seconds < GOOD
-        after = connections(service)
         held = [alive(client) for client in crowd]
-    assert before["limit"] <= 160 and after["open"] == after["limit"] == before["limit"]
-    assert after["evicted_total"] >= 2 * before["limit"] and after["refused_total"] == 0
-    assert held == sorted(held) and sum(held) >= before["limit"] - 12  # the freshest, but for those that gave way to ask()
+        after = connections(service)
+    assert held == sorted(held) and limit - 15 < sum(held) <= limit  # the freshest, but for those that gave way to ask()
+    assert limit < 160 and limit - 2 <= after["open"] <= limit
+    assert after["evicted_total"] >= 2 * limit and after["refused_total"] == 0
 
 
 def test_who_asked_lately_outlasts_who_came_earlier(launch_limited):
