@@ -1,5 +1,6 @@
 """restart_service.sh with real processes: whom it signals, what it proves, and that strangers live."""
 
+import json
 import os
 import shutil
 import signal
@@ -9,20 +10,23 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections import namedtuple
 from pathlib import Path
 
 import pytest
 
+import credentials
 import supervision
-from conftest import ROOT, make_database, wait_for
+from conftest import DEADLINE, ROOT, make_database, wait_for
 
 Result = namedtuple("Result", "code out err")
 
 NOBODY = 65534                  # uid and gid of an unprivileged user
 SYSTEM_PYTHON = "/usr/bin/python3"    # one that every user may run
 
-# A service that behaves well but for its METRICS_ODD: deaf (to SIGTERM), dies (at start), heir (leaves its port to a stranger)
+# A service that behaves well but for its METRICS_ODD: deaf (to SIGTERM), dies or dawdles (at start), heir (leaves its port
+# to a stranger), stubborn (does not reload), mortal (of SIGHUP), old (of a release without reload)
 STAND_IN = """
 import http.server, json, os, signal, subprocess, sys, time, uuid
 import supervision
@@ -33,7 +37,7 @@ pid_file = os.path.join(folder, given.get("METRICS_PID_FILE", "metrics_service.p
 squatter = "import socket, time; s = socket.socket(); s.setsockopt(1, 2, 1); s.bind(('127.0.0.1', %d)); s.listen(); time.sleep(9)"
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        body = json.dumps({"instance": instance}).encode()
+        body = json.dumps(about).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -42,13 +46,20 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
 def stop(*_):
     raise SystemExit(0)
+def renew(*_):
+    about["instance"] = uuid.uuid4().hex
 if "--settings" in sys.argv:
     print("METRICS_HOST=127.0.0.1\\nMETRICS_PORT=%d\\nMETRICS_PID_FILE=%s\\nMETRICS_LOG_FILE=" % (port, pid_file))
 elif "--check" not in sys.argv:
     if odd == "dies":
         sys.exit("no life today")
-    instance = uuid.uuid4().hex
+    if odd == "dawdles":
+        time.sleep(60)
+    about = {"instance": uuid.uuid4().hex, "started_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+    if odd == "old":
+        del about["started_at"]
     signal.signal(signal.SIGTERM, signal.SIG_IGN if odd == "deaf" else stop)
+    signal.signal(signal.SIGHUP, {"stubborn": signal.SIG_IGN, "mortal": signal.SIG_DFL}.get(odd, renew))
     with supervision.PidFile(pid_file):
         server = http.server.HTTPServer(("127.0.0.1", port), Handler)
         try:
@@ -65,6 +76,7 @@ echo "$*" >> {log}
 [[ $1 != --user ]] || shift
 case $1 in
   show) echo MainPID={main_pid} ;;
+  reload) kill -HUP "$(< {pid_file})" ;;
   stop | restart) pid=$(< {pid_file}); kill "$pid"; while [[ $(tr -d '\\0' < /proc/$pid/cmdline) ]]; do :; done ;;
 esac
 if [[ $1 == restart ]]; then
@@ -110,6 +122,14 @@ class House:
     def pid(self):
         return supervision.lock_holder(str(self.pid_file))
 
+    def url(self, scheme="http"):
+        return "%s://127.0.0.1:%d" % (scheme, self.port)
+
+    def instance(self):
+        """The id that the service gives itself."""
+        with urllib.request.urlopen(self.url() + "/livez", timeout=DEADLINE) as answer:
+            return json.loads(answer.read().decode())["instance"]
+
     def files(self):
         return sorted(set(os.listdir(str(self.folder))) - {"__pycache__"})
 
@@ -128,6 +148,16 @@ def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def make_certificate(folder, *names):
+    """Writes a self-signed certificate for these names and its key to certificate.pem."""
+    path = str(folder / "certificate.pem")
+    names = "subjectAltName=" + ",".join(names)
+    subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days",
+                    "90", "-subj", "/CN=metrics", "-addext", names, "-keyout", path, "-out", path],
+                   check=True, stderr=subprocess.DEVNULL)
+    os.chmod(path, 0o600)
 
 
 def end_all(folder):
@@ -199,7 +229,8 @@ def test_a_restart_proves_that_a_new_process_answers(house):
     result = house.run()
     assert result.code == 0, result.err
     assert house.services() == [house.pid()] != [old]
-    assert "supervision: stopping pid %d (" % old in result.err
+    takes_over = "supervision: started pid %d, which takes over from pid %d\n" % (house.pid(), old)
+    assert takes_over + "supervision: stopping pid %d (" % old in result.err
     assert "restart_service: done: http://127.0.0.1:%d answers, instance " % house.port in result.err
 
 
@@ -378,13 +409,28 @@ def test_a_service_that_dies_at_once_is_reported_with_its_last_lines(stand_in):
     assert "the last lines of %s.out:\nno life today\n" % stand_in.pid_file in result.err
 
 
+@pytest.mark.parametrize("odd, words", [
+    ("dies", "supervision: the service ended with exit code 1 before it was ready\n"),
+    ("dawdles", " was not ready to take over within 1 s\n"),
+])
+def test_a_successor_that_cannot_take_over_leaves_the_old_service_alone(stand_in, odd, words):
+    pid = stand_in.start()
+    stand_in.configure(ODD=odd)
+    result = stand_in.run("--timeout", "1")
+    assert (result.code, stand_in.services()) == (1, [pid])
+    assert words in result.err and "stopping" not in result.err
+    assert result.err.endswith("restart_service: now running: pid %d, which holds the lock of %s\n"
+                               "restart_service: the new service is not ready\n" % (pid, stand_in.pid_file))
+
+
 def test_a_service_that_still_answers_is_not_given_up_for_one_that_could_not_read_the_database(house):
     pid = house.start()
     writer = sqlite3.connect(str(house.database), isolation_level=None)
     writer.execute("BEGIN EXCLUSIVE")
-    result = house.run()
-    assert (result.code, house.services()) == (1, [pid])
-    assert result.err.endswith("while pid %d still answers, so nothing was stopped or started\n" % pid)
+    results = [house.run(verb) for verb in ("restart", "reload")]
+    assert ([result.code for result in results], house.services()) == ([1, 1], [pid])
+    words = "while pid %d still answers, so nothing was stopped or started\n" % pid
+    assert [result.err.endswith(words) for result in results] == [True, True]
     writer.close()
     assert house.run().code == 0
 
@@ -405,10 +451,116 @@ def test_a_service_that_is_not_ready_fails_the_restart_with_its_reason_and_runs_
 def test_a_restart_never_stops_a_service_that_the_new_settings_would_refuse(house):
     pid = house.start()
     house.configure(LOG_LEVEL="loud")
-    result = house.run()
+    for verb in ("restart", "reload"):
+        result = house.run(verb)
+        assert (result.code, house.services()) == (1, [pid])
+        assert "METRICS_LOG_LEVEL" in result.err and "loud" in result.err
+        assert result.err.endswith("--check refuses the settings, so nothing was stopped or started\n")
+
+
+def test_a_reload_brings_new_settings_to_the_same_process_and_its_clients(house):
+    pid, old = house.start(), house.instance()
+    house.configure(LOG_FORMAT="json")
+    with socket.create_connection(("127.0.0.1", house.port), DEADLINE) as waiting:
+        result = house.run("reload")
+        waiting.sendall(b"GET /livez HTTP/1.0\r\n\r\n")
+        assert house.instance().encode() in b"".join(iter(lambda: waiting.recv(4096), b""))
+    assert result.code == 0, result.err
+    assert "supervision: reloading pid %d (" % pid in result.err
+    assert house.services() == [pid] and house.instance() != old
+    assert result.err.endswith("restart_service: done: %s answers, instance %s\n" % (house.url(), house.instance()))
+
+
+def test_nothing_is_reloaded_where_nothing_runs(house):
+    result = house.run("reload")
+    assert (result.code, house.services()) == (1, [])
+    assert result.err == "restart_service: nothing is running that could be reloaded; start it by %s start\n" % house.script
+
+
+@pytest.mark.parametrize("change, words", [
+    (lambda house: house.configure(PORT=1), "it listens on 127.0.0.1 port {port}, not 127.0.0.1 port 1"),
+    (lambda house: house.configure(HOST="0.0.0.0"), "it listens on 127.0.0.1 port {port}, not 0.0.0.0 port {port}"),
+    (lambda house: (house.folder / "metrics.env").rename(house.folder / "other.env"),
+     "it was started with --env-file {folder}/metrics.env, not --env-file {folder}/other.env"),
+])
+def test_what_a_reload_cannot_change_is_said_before(house, change, words):
+    pid, old = house.start(), house.instance()
+    change(house)
+    result = house.run("reload", *(["--env-file", "other.env"] if "other" in words else []), cwd=str(house.folder))
+    assert (result.code, house.services(), house.instance()) == (1, [pid], old)
+    words = "pid %d was not signalled: %s; a reload keeps that, a restart would change it\n" % (
+        pid, words.format(port=house.port, folder=house.folder))
+    assert "supervision: " + words in result.err
+
+
+def test_a_service_that_refuses_to_reload_is_quoted_at_once_each_time_anew(house, capsys):
+    pid, old = house.start(), house.instance()
+    house.configure(LOG_LEVEL="loud")
+    for _ in range(2):
+        assert supervision.main(["reload", "--pid-file", str(house.pid_file), "--host", "127.0.0.1", "--port", str(house.port),
+                                 "--env-file", str(house.folder / "metrics.env")]) == 1
+        assert "supervision: pid %d refuses to reload: METRICS_LOG_LEVEL is 'loud' (" % pid in capsys.readouterr().err
+    assert (house.services(), house.instance()) == ([pid], old)
+
+
+@pytest.mark.parametrize("odd, words, survivors", [
+    ("stubborn", "still serves as before after 1 s; its log says why", 1),
+    ("mortal", "has ended instead of loading anew", 0),
+    ("old", "is of a release that SIGHUP ends; restart it", 1),
+])
+def test_a_reload_that_does_not_happen_is_a_failure(stand_in, odd, words, survivors):
+    stand_in.configure(ODD=odd)
+    pid = stand_in.start()
+    result = stand_in.run("reload", "--timeout", "1")
+    assert (result.code, stand_in.services()) == (1, [pid][:survivors])
+    assert "supervision: pid %d %s\n" % (pid, words) in result.err
+    assert result.err.endswith("restart_service: the service was not reloaded\n")
+
+
+def test_a_stopped_process_is_not_reloaded(house):
+    pid = house.start()
+    os.kill(pid, signal.SIGSTOP)
+    result = house.run("reload")
     assert (result.code, house.services()) == (1, [pid])
-    assert "METRICS_LOG_LEVEL" in result.err and "loud" in result.err
-    assert result.err.endswith("--check refuses the settings, so nothing was stopped or started\n")
+    assert result.err.endswith("pid %d, which holds the lock of %s, does not answer; restart it\n" % (pid, house.pid_file))
+
+
+@pytest.mark.parametrize("names, more, words", [
+    (["IP:127.0.0.1"], {}, "metrics_service OK: 5 checks (https://127.0.0.1:"),
+    (["DNS:localhost"], {"HOST": "localhost"}, "metrics_service OK: 5 checks (https://localhost:"),
+    (["DNS:x.example"], {}, "supervision: health_check.py was not run, so that no figures were checked: its certificate cannot"),
+    (["DNS:x.example"], {"CHECK_CA_FILE": "certificate.pem"}, "metrics.env, or have it made for this address too\n"),
+])
+def test_what_speaks_tls_is_asked_by_tls_and_checked_where_its_certificate_can_be(house, names, more, words):
+    make_certificate(house.folder, *names)
+    house.configure(TLS_CERT="certificate.pem", **more)
+    result = house.run()
+    assert (result.code, words in result.out + result.err) == (0, True), result.err
+    assert "restart_service: done: %s answers, instance " % house.url("https") in result.err
+
+
+def test_what_is_said_in_the_settings_and_not_loaded_yet_decides_nothing(house):
+    make_certificate(house.folder, "IP:127.0.0.1")
+    for scheme, more in (("http", {"TLS_CERT": "certificate.pem"}), ("https", {})):
+        assert house.run("reload" if house.pid() else "start").code == 0
+        house.configure(**more)
+        assert ", %s, instance " % house.url(scheme) in house.run("status").out
+    assert house.run("reload").code == 0
+
+
+def test_figures_behind_a_password_are_checked_with_credentials_alone(house):
+    (house.folder / "users").write_text("ops:%s\n" % credentials.hash_password(b"let me in"))
+    (house.folder / "password").write_text("ops:let me in\n")
+    for name in ("users", "password"):
+        (house.folder / name).chmod(0o600)
+    house.configure(AUTH_FILE="users")
+    result = house.run()
+    assert (result.code, result.out) == (0, "")
+    assert ("the service asks for a password; name a file with one by METRICS_CHECK_CREDENTIALS in %s\n" %
+            (house.folder / "metrics.env")) in result.err
+    house.configure(AUTH_FILE="users", CHECK_CREDENTIALS="password")
+    result = house.run("reload")
+    assert (result.code, "metrics_service OK: 5 checks" in result.out) == (0, True), result.out + result.err
 
 
 def test_invalid_settings_keep_nobody_from_looking_and_stopping(house):
@@ -440,8 +592,11 @@ def test_with_another_port_in_the_settings_the_running_service_is_still_seen_as_
 def test_status_tells_settings_that_were_changed_but_not_loaded(house):
     house.start()
     assert "was changed" not in house.run("status").out
-    os.utime(str(house.folder / "metrics.env"), (time.time() + 60, time.time() + 60))
+    os.utime(str(house.folder / "metrics.env"), (time.time() + 1, time.time() + 1))
     assert "metrics.env was changed after the start; reload or restart to load it\n" in house.run("status").out
+    wait_for(lambda: time.time() > (house.folder / "metrics.env").stat().st_mtime, "the time of the change")
+    assert house.run("reload").code == 0
+    assert "was changed" not in house.run("status").out
 
 
 def test_the_calling_shell_and_folder_do_not_reach_the_service(house):
@@ -477,6 +632,7 @@ def test_a_dry_run_changes_nothing_and_prints_what_can_be_replayed(house):
     assert len(lines) == 2
     assert run(["bash", "-ec", "\n".join(lines)]).code == 0
     assert house.services() == [house.pid()] != [pid]
+    assert " reload --pid-file " in house.run("reload", "--dry-run").err
 
 
 @pytest.mark.parametrize("arguments, words", [
@@ -489,8 +645,8 @@ def test_bad_arguments_exit_1_and_name_the_cure(house, arguments, words):
 
 
 def test_an_env_file_that_is_not_there_is_an_error_for_every_verb(house):
-    codes = [house.run(verb, "--env-file", "/none.env").code for verb in ("restart", "start", "stop", "status")]
-    assert codes == [1, 1, 1, 4]
+    codes = [house.run(verb, "--env-file", "/none.env").code for verb in ("restart", "start", "stop", "reload", "status")]
+    assert codes == [1, 1, 1, 1, 4]
 
 
 def test_help_is_the_head_of_the_script(house):
@@ -538,6 +694,14 @@ def test_a_service_of_systemd_is_restarted_by_systemctl(stand_in, cgroup, words)
     assert asked == [words + "show -p MainPID metrics.service", words + "restart metrics.service"]
     assert "pid %d is the main process of metrics.service: leaving it to systemctl" % pid in result.err
     assert stand_in.services() == [stand_in.pid()] != [pid]
+
+
+def test_a_service_of_systemd_is_reloaded_by_systemctl(stand_in):
+    pid = stand_in.start()
+    old = stand_in.instance()
+    result, asked = under_systemd(stand_in, "/system.slice/metrics.service", pid, "reload")
+    assert (result.code, asked[1:], stand_in.services()) == (0, ["reload metrics.service"], [pid]), result.err
+    assert stand_in.instance() != old
 
 
 def test_a_service_of_systemd_is_stopped_by_systemctl(stand_in):
