@@ -15,14 +15,13 @@ happens by observe(path or None, request line, status, seconds) for every answer
 expect and starved(OSError) when connections cannot be accepted. This module knows nothing of shipments.
 """
 
-import base64
-import calendar
 import collections
 import contextlib
 import email.utils
 import errno
 import http.server
 import os
+import re
 import resource
 import select
 import socket

@@ -16,8 +16,10 @@ from pathlib import Path
 
 import pytest
 
+import eventlog
 import health_check
 import metrics_service
+import store
 import supervision
 from conftest import ROOT, Service, make_database
 
@@ -185,7 +187,7 @@ def reasons():
     literal = re.findall(r'(?:Trouble\(|\breason=)"(\w+)"', source)
     for function in (metrics_service.damage, metrics_service.obstacle):
         literal += re.findall(r'return "(\w+)", ', inspect.getsource(function))
-    return set(literal) | {reason for _, reason in metrics_service.MESSAGES} | set(metrics_service.ERRNO_REASONS.values())
+    return set(literal) | {reason for _, reason in store.MESSAGES} | set(eventlog.ERRNO_REASONS.values())
 
 
 def test_the_list_of_reasons_is_closed():

@@ -19,8 +19,9 @@ from pathlib import Path
 
 import pytest
 
+import eventlog
 import health_check
-import metrics_service
+import store
 from conftest import ROOT, Service, wait_for
 
 PAGES = ROOT / "docs" / "incidents"
@@ -390,7 +391,7 @@ def function(tree, name):
 
 def service_words():
     """Every event above INFO and every reason of the service."""
-    tree = ast.parse((ROOT / "metrics_service.py").read_text())
+    tree = ast.parse("".join((ROOT / name).read_text() for name in ("metrics_service.py", "store.py", "eventlog.py")))
     events = [args[1] for args in calls(tree, "event") if getattr(args[0], "attr", "") not in ("INFO", "DEBUG")]
     events += [value.elts[0] for value in assigned(tree, "state") if isinstance(value, ast.Tuple)]
     reasons = [args[0] for args in calls(tree, "Trouble")]
@@ -398,8 +399,8 @@ def service_words():
     reasons += [keyword.value for node in ast.walk(tree) if isinstance(node, ast.Call) for keyword in node.keywords
                 if keyword.arg == "reason"]
     words = {word for node in events + reasons for word in words_in(node)}
-    return (words | {"io_error"} | set(metrics_service.ERRNO_REASONS.values())
-            | {reason for _, reason in metrics_service.MESSAGES})
+    return (words | {"io_error"} | set(eventlog.ERRNO_REASONS.values())
+            | {reason for _, reason in store.MESSAGES})
 
 
 def check_words():

@@ -8,14 +8,15 @@ import signal
 
 import pytest
 
+import eventlog
 import metrics_service
-from metrics_service import event
+from eventlog import event
 
 
 @pytest.fixture
 def start(monkeypatch, tmp_path):
     """start(path, **options): a Log that is installed, tried again at once."""
-    monkeypatch.setattr(metrics_service, "LOG_RETRY", 0)
+    monkeypatch.setattr(eventlog, "LOG_RETRY", 0)
     logs = []
 
     def begin(path=None, form="text", level="info"):
@@ -24,7 +25,7 @@ def start(monkeypatch, tmp_path):
         logs.append(metrics_service.start_log(settings))
         return logs[-1]
     yield begin
-    metrics_service.LOGGER.handlers[:] = []
+    eventlog.LOGGER.handlers[:] = []
     for log in logs:
         log.close_file()
 
@@ -68,7 +69,7 @@ def test_the_file_is_private_to_owner_and_group(start, tmp_path):
 ])
 def test_a_file_that_cannot_be_written_gives_one_warning_and_stdout(start, tmp_path, capsys, monkeypatch, make, reason):
     log = start(tmp_path / "a.log")
-    monkeypatch.setattr(metrics_service, "LOG_RETRY", 60)
+    monkeypatch.setattr(eventlog, "LOG_RETRY", 60)
     make(tmp_path / "a.log")
     event(logging.INFO, "first")
     event(logging.INFO, "second")

@@ -10,14 +10,14 @@ import time
 import pytest
 
 import exposition
-import metrics_service
+import store
 from conftest import ROOT, add_rows, make_database
 
 NOW = calendar.timegm((2026, 3, 10, 15, 30, 0))  # 2026-03-10T15:30:00Z
 
 
 def figures(path, now=NOW):
-    return metrics_service.Store(str(path), 2, 60, clock=lambda: now).snapshot().figures
+    return store.Store(str(path), 2, 60, clock=lambda: now).snapshot().figures
 
 
 def metrics(path, history=0, now=NOW):
@@ -198,7 +198,7 @@ def test_a_change_of_this_very_second_is_not_in_the_future(tmp_path):
 def test_every_scrape_query_reads_by_index_and_never_the_whole_table(database):
     connection = sqlite3.connect(str(database))
     moment = dict.fromkeys(["now", "hour", "since", "band0", "band1", "band2"], "2026-03-10T15")
-    for sql in (metrics_service.OVERDUE, metrics_service.NEWEST_CHANGE, metrics_service.FUTURE_CHANGES):
+    for sql in (store.OVERDUE, store.NEWEST_CHANGE, store.FUTURE_CHANGES):
         plan = [row[3] for row in connection.execute("EXPLAIN QUERY PLAN " + sql, moment)]
         reads = [step for step in plan if "shipments" in step]
         assert reads and all("USING" in step and "INDEX" in step and not step.startswith("SCAN") for step in reads), plan

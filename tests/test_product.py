@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
+import eventlog
 import health_check
-import metrics_service
 from conftest import FILES, ROOT
 
 MODULES = sorted(path for path in ROOT.glob("*.py"))
@@ -59,7 +59,7 @@ def test_a_function_uses_only_what_stands_above_it(path):
 
 
 def test_the_check_calls_itself_what_the_service_excuses():
-    assert health_check.AGENT == metrics_service.CHECK_AGENT
+    assert health_check.AGENT == eventlog.CHECK_AGENT
 
 
 def test_the_product_runs_without_site_packages():

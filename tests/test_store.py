@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-import metrics_service
+import store as store_module
 from conftest import DEADLINE, ROOT, add_rows, copy_product, make_database
+from store import Store, Trouble, in_force
 
 ROW = {"reference": "a", "status": "pending"}
 
@@ -56,7 +57,7 @@ def path(tmp_path):
 def store(path):
     """A Store whose every look is a new second, with little patience."""
     ticks = iter(range(1800000000, 1900000000))
-    made = metrics_service.Store(str(path), .3, 60, clock=lambda: next(ticks))
+    made = Store(str(path), .3, 60, clock=lambda: next(ticks))
     yield made
     made.close()
 
@@ -65,7 +66,7 @@ def store(path):
 def events(monkeypatch):
     """The names of the events logged, with their reasons."""
     seen = []
-    monkeypatch.setattr(metrics_service, "event", lambda level, name, **fields: seen.append((name, fields.get("reason"))))
+    monkeypatch.setattr(store_module, "event", lambda level, name, **fields: seen.append((name, fields.get("reason"))))
     return seen
 
 
@@ -76,7 +77,7 @@ def total(store):
 def trouble(store):
     """(reason, status, detail) of the Trouble that a snapshot raises."""
     started = time.monotonic()
-    with pytest.raises(metrics_service.Trouble) as raised:
+    with pytest.raises(Trouble) as raised:
         store.snapshot()
     assert time.monotonic() - started < DEADLINE
     return raised.value.reason, raised.value.status, raised.value.detail
@@ -250,14 +251,14 @@ def test_a_page_size_of_65536_bytes_is_read_as_such(tmp_path):
     connection.executescript((ROOT / "schema.sql").read_text())
     connection.close()
     os.truncate(str(path), 100000)
-    reason, _, detail = trouble(metrics_service.Store(str(path), 1, 0))
+    reason, _, detail = trouble(Store(str(path), 1, 0))
     assert reason == "truncated" and "the file has 100000 bytes, its header says" in detail
 
 
 def test_a_folder_or_a_fifo_in_its_place_hangs_nobody(tmp_path):
     os.mkfifo(str(tmp_path / "fifo"))
     for path in (tmp_path, tmp_path / "fifo"):
-        assert trouble(metrics_service.Store(str(path), 1, 0))[0] == "not_a_file"
+        assert trouble(Store(str(path), 1, 0))[0] == "not_a_file"
 
 
 def test_a_query_that_takes_too_long_is_interrupted(store, path):
@@ -282,7 +283,7 @@ def test_text_that_is_not_utf8_is_named(store, path):
 
 
 def test_no_descriptor_left_is_named_and_heals(path):
-    store = metrics_service.Store(str(path), .3, 60)
+    store = Store(str(path), .3, 60)
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     next_free = os.dup(0)
     os.close(next_free)
@@ -311,7 +312,7 @@ def test_a_dropped_trigger_is_served_with_a_warning_until_it_is_back(store, path
     trigger = writer.execute("SELECT sql FROM sqlite_master WHERE name = 'shipments_insert'").fetchone()[0]
     writer.execute("DROP TRIGGER shipments_insert")
     assert total(store) == 1
-    assert metrics_service.in_force(store.findings) == ["trigger shipments_insert is missing"]
+    assert in_force(store.findings) == ["trigger shipments_insert is missing"]
     writer.execute(trigger)
     assert total(store) == 1
     assert events == [("schema_warning", None), ("schema_recovered", None)]
@@ -330,11 +331,11 @@ def test_a_newer_schema_that_holds_all_that_is_needed_is_served_with_a_warning(s
     total(store)
     sqlite3.connect(str(path)).execute("PRAGMA user_version = 2")
     assert total(store) == 1
-    assert metrics_service.in_force(store.findings) == ["schema version 2 is newer than the 1 of this release"]
+    assert in_force(store.findings) == ["schema version 2 is newer than the 1 of this release"]
 
 
 def test_within_a_second_only_a_change_of_the_data_is_a_new_query(path):
-    store = metrics_service.Store(str(path), 1, 60, clock=lambda: 1800000000)
+    store = Store(str(path), 1, 60, clock=lambda: 1800000000)
     first = store.snapshot()
     assert store.snapshot() is not None and store.queries == 1 and store.snapshot().figures is first.figures
     add_rows(sqlite3.connect(str(path)), [dict(ROW, reference="b")])
@@ -342,13 +343,13 @@ def test_within_a_second_only_a_change_of_the_data_is_a_new_query(path):
 
 
 def test_concurrent_requests_share_one_query_and_one_failure(path):
-    store = metrics_service.Store(str(path), .5, 60, clock=lambda: 1800000000)
+    store = Store(str(path), .5, 60, clock=lambda: 1800000000)
     answers = []
 
     def ask():
         try:
             answers.append(store.snapshot().figures)
-        except metrics_service.Trouble as error:
+        except Trouble as error:
             answers.append(error.reason)
 
     def ask_at_once():
@@ -368,10 +369,10 @@ def test_concurrent_requests_share_one_query_and_one_failure(path):
 
 AS_NOBODY = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"] if os.geteuid() == 0 else []
 READ = """import sys; sys.path.insert(0, sys.argv[1])
-import metrics_service
-store = metrics_service.Store(sys.argv[2], .3, 0)
+from store import Store, Trouble
+store = Store(sys.argv[2], .3, 0)
 try: print(sum(store.snapshot().figures.statuses.values()))
-except metrics_service.Trouble as error: print(error.reason)"""
+except Trouble as error: print(error.reason)"""
 
 
 @pytest.fixture

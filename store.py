@@ -1,0 +1,462 @@
+"""The shipments database as it is read: the figures of a second, or the reason why there are none.
+
+    Store(path, timeout, stale_seconds).current() -> Snapshot, or raises Trouble
+
+Opened read-only, always. The figures come from rollups that the database's own triggers keep (schema.sql), in one read
+transaction for all of them. Whatever sqlite3 says is looked into until it is one reason of a closed list.
+"""
+
+import collections
+import contextlib
+import errno
+import logging
+import os
+import sqlite3
+import stat
+import threading
+import time
+import urllib.parse
+
+import exposition
+import schema_check
+import supervision
+from eventlog import errno_reason, event, file_identity
+from exposition import hour_of, instant
+
+FUTURE_LIMIT = 1000     # changes dated in the future are counted up to here; more costs and tells nothing
+CLOCK_TICK = 0.05       # s; more than one step of the clock that file times are taken from (10 ms at HZ=100)
+LOCK_POLL = 0.001       # s between two tries of a lock
+BRIEF_WAIT = 0.5        # s to wait for a lock when older figures can be served instead, or it was there a moment ago
+PROGRESS_STEPS = 10000  # SQLite instructions between two looks at the deadline, well under a millisecond
+
+# SQL, in the order of asking. An unknown carrier, mode or reason is '' in the rollups.
+
+CLOSED = "('delivered', 'returned', 'cancelled')"
+
+SCHEMA_VERSION = "PRAGMA schema_version"
+DATA_VERSION = "PRAGMA data_version"
+JOURNAL_MODE = "PRAGMA journal_mode"
+
+BOUNDS = "SELECT le FROM transit_bounds ORDER BY le"
+BY_STATUS = "SELECT status, sum(shipments) FROM rollup_lane GROUP BY status"
+
+LANES = """
+    SELECT {key}, sum(shipments),
+           sum(CASE WHEN status IN {closed} THEN 0 ELSE shipments END),
+           sum(CASE status WHEN 'exception' THEN shipments ELSE 0 END),
+           sum(CASE status WHEN 'delivered' THEN shipments ELSE 0 END),
+           sum(on_time), sum(late), sum(late_seconds), sum(transits), sum(transit_seconds), sum(negative)
+    FROM rollup_lane GROUP BY {key} ORDER BY 2 DESC, 1"""
+LANES_BY_CARRIER = LANES.format(key="carrier", closed=CLOSED)
+LANES_BY_MODE = LANES.format(key="mode", closed=CLOSED)
+
+TRANSIT = "SELECT {key}, le, sum(shipments) FROM rollup_transit GROUP BY {key}, le ORDER BY {key}, le"
+TRANSIT_BY_CARRIER = TRANSIT.format(key="carrier")
+TRANSIT_BY_MODE = TRANSIT.format(key="mode")
+
+# Whole hours from the rollup; of the current hour those promised at an instant that has passed. A promise for a day runs
+# out with the hour 23, so it never is among the latter.
+OVERDUE = """
+    SELECT carrier, mode, sum(shipments),
+           sum(CASE WHEN hour >= :band0 THEN shipments ELSE 0 END),
+           sum(CASE WHEN hour >= :band1 AND hour < :band0 THEN shipments ELSE 0 END),
+           sum(CASE WHEN hour >= :band2 AND hour < :band1 THEN shipments ELSE 0 END)
+    FROM rollup_due WHERE hour < :hour GROUP BY carrier, mode
+    UNION ALL
+    SELECT coalesce(carrier, ''), coalesce(mode, ''), count(*), count(*), 0, 0
+    FROM shipments
+    WHERE status NOT IN {closed} AND promised_at IS NOT NULL AND promised_at > :hour AND promised_at < :now
+    GROUP BY 1, 2""".format(closed=CLOSED)
+
+EXCEPTIONS = "SELECT reason, shipments FROM rollup_exception ORDER BY shipments DESC, reason"
+HOURS = "SELECT hour, created, delivered, on_time, late FROM rollup_hour WHERE hour >= :since AND hour <= :hour ORDER BY hour"
+NEWEST_CHANGE = "SELECT max(updated_at) FROM shipments WHERE updated_at <= :now"
+FUTURE_CHANGES = "SELECT count(*) FROM (SELECT 1 FROM shipments WHERE updated_at > :now LIMIT %d)" % FUTURE_LIMIT
+
+# Reasons: what sqlite3 says is ambiguous, so the facts are looked at
+
+class Trouble(Exception):
+    """The shipment figures cannot be had: a reason word of the closed list, the detail as a sentence, the HTTP status."""
+
+    def __init__(self, reason, detail):
+        super().__init__(detail)
+        self.reason, self.detail = reason, detail
+        self.status = 500 if reason == "schema_mismatch" else 503
+
+
+MESSAGES = (  # in what sqlite3 says: the reason, where that alone decides
+    ("is locked", "locked"), ("interrupted", "timeout"), ("no such ", "schema_mismatch"), ("decode to UTF-8", "encoding"),
+    ("disk is full", "disk_full"), ("disk I/O error", "io_error"), ("not a database", "corrupt"), ("malformed", "corrupt"))
+DETAILS = {
+    "schema_mismatch": "a query asks for what is not there, though the schema is that of schema.sql: "
+                       "the files are of two releases",
+    "encoding": "a text is not UTF-8",
+    "disk_full": "no room for SQLite's temporary files",
+    "io_error": "the kernel reported an I/O error",
+}
+SQLITE_MAGIC = b"SQLite format 3\0"
+
+
+def peek(path):
+    """The first 100 bytes of the database file. Raises OSError. Only while no connection of this process is open: closing the
+    file would drop its POSIX locks (sqlite.org/howtocorrupt.html, 2.2)."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        return os.read(descriptor, 100)
+    finally:
+        os.close(descriptor)
+
+
+def damage(path, header):
+    """(reason, detail) of a file that SQLite calls no database or malformed."""
+    size = os.stat(path).st_size
+    if not size:
+        return "truncated", "the file is empty (0 bytes)"
+    if header[:16] != SQLITE_MAGIC:
+        return "corrupt", "its first bytes are not those of a SQLite database"
+    page = int.from_bytes(header[16:18], "big")
+    pages = int.from_bytes(header[28:32], "big")
+    if size < pages * (65536 if page == 1 else page):
+        return "truncated", "the file has %d bytes, its header says %d pages of %d" % (size, pages, page)
+    return "corrupt", "its pages contradict each other"
+
+
+def obstacle(path, header):
+    """(reason, detail) of a file that is there and readable, yet cannot be opened or wants to be written."""
+    if header[18:20] == b"\2\2":
+        return "wal", ("it is in WAL mode, which a reader without write permission on the folder can read only while a writer "
+                       "is connected; 'PRAGMA journal_mode=DELETE' by its owner ends that")
+    if os.path.exists(path + "-journal"):
+        return "hot_journal", ("a writer died in the middle of a transaction and left %s-journal; any read-write opening heals "
+                               "it: python3 seed.py %s --verify; never delete the journal" % (path, path))
+    return "readonly", "it could only be read after writing to it"
+
+
+def look(path, reason):
+    """(reason, detail) from the file itself, for what sqlite3's message leaves open."""
+    try:
+        header = peek(path)
+        return damage(path, header) if reason == "corrupt" else obstacle(path, header)
+    except OSError as error:
+        return errno_reason(error), error.strerror
+
+
+def lock_holders(path):
+    """Who holds a lock on the file, in words, as far as /proc tells."""
+    pids = []
+    with contextlib.suppress(OSError):  # the file is gone by now, or no descriptor is left to read /proc with
+        pids = [pid for pid in supervision.file_holders(path) if pid != os.getpid()]
+    return "held by " + ", ".join(map(supervision.describe, pids)) if pids else "whose process is not visible from here"
+
+
+def said(error):
+    """The reason word that a sqlite3.Error's message decides alone, or None."""
+    return next((reason for part, reason in MESSAGES if part in str(error)), None)
+
+
+def diagnose(error, path, waited):
+    """The Trouble that a sqlite3.Error means. The connection it came from is closed, unless the reason is locked or timeout."""
+    reason = said(error)
+    if reason == "locked":
+        detail = "a writer holds the lock, %s; waited %.1f s" % (lock_holders(path), waited)
+    elif reason == "timeout":
+        detail = "the query took longer than METRICS_QUERY_TIMEOUT allows; gave up after %.1f s" % waited
+    elif reason in (None, "corrupt"):
+        reason, detail = look(path, reason)
+    else:
+        detail = DETAILS[reason]
+    return Trouble(reason, "database %s: %s (sqlite3: %s)" % (path, detail, error))
+
+
+# Figures: everything one snapshot holds, asked in one read transaction
+
+def histograms(rows):
+    """Rows of (name, upper bound, count) as name -> Counter of counts by upper bound."""
+    by_name = collections.defaultdict(collections.Counter)
+    for name, bound, count in rows:
+        by_name[name][bound] = count
+    return by_name
+
+
+def ask(connection, now):
+    """The exposition.Figures at the Unix time now. Raises sqlite3.Error."""
+    bands = {"band%d" % i: hour_of(now - days * exposition.DAY) for i, (_, days) in enumerate(exposition.AGE_BANDS) if days}
+    since = instant(now - (exposition.DAILY_DAYS - 1) * exposition.DAY)[:10]
+    moment = dict(bands, now=instant(now), hour=hour_of(now), since=since)
+
+    def rows(sql, shape=tuple):
+        # Closed, since an error's traceback would keep the cursor, and with it the lock that keeps writers out.
+        with contextlib.closing(connection.execute(sql, moment)) as cursor:
+            return [shape(row) for row in cursor]
+
+    return exposition.Figures(
+        now=now,
+        bounds=[bound for bound, in rows(BOUNDS)],
+        statuses=dict(rows(BY_STATUS)),
+        carriers=rows(LANES_BY_CARRIER, exposition.Lane._make),
+        modes=rows(LANES_BY_MODE, exposition.Lane._make),
+        carrier_transit=histograms(rows(TRANSIT_BY_CARRIER)),
+        mode_transit=histograms(rows(TRANSIT_BY_MODE)),
+        overdue=rows(OVERDUE, exposition.Overdue._make),
+        exceptions=rows(EXCEPTIONS),
+        hours=rows(HOURS, exposition.Hour._make),
+        newest_change=rows(NEWEST_CHANGE)[0][0],
+        future_changes=rows(FUTURE_CHANGES)[0][0],
+        schema_version=rows(schema_check.VERSION)[0][0])
+
+
+# Store: the connection, the last snapshot, and what is wrong with the database now
+
+Snapshot = collections.namedtuple("Snapshot", "figures stale")  # stale: the Trouble that an older snapshot bridges, or None
+
+
+def in_force(findings):
+    """The findings worth a warning while serving; next to an error, which says more, none."""
+    grades = {finding.grade for finding in findings}
+    return [] if "error" in grades else [finding.text for finding in findings if finding.grade in ("version", "warning")]
+
+
+class Store:
+    """The database file as it is read. One thread asks at a time; the others share its answer."""
+
+    def __init__(self, path, timeout, stale_seconds, clock=time.time):
+        self.path, self.timeout, self.stale_seconds, self.clock = path, timeout, stale_seconds, clock
+        self.wanted = schema_check.wanted_schema()
+        self.lock = threading.Lock()
+        self.connection = None                      # open on the file `inode`, which last had `size` bytes
+        self.inode = self.size = None
+        self.deadline = None                        # monotonic time at which a query is interrupted
+        self.versions, self.findings = None, []     # schema_version and user_version that the findings are about
+        self.last = self.good_at = None             # the last Figures, and when they were last known to be true (monotonic)
+        self.data_version = self.written = None     # of the last Figures: PRAGMA data_version; time and size of the file
+        self.settled = False                        # whether the file had been at rest when they were read
+        self.trouble, self.failed_at = None, 0.0    # of the last attempt, and its end (monotonic)
+        self.began = 0.0                            # the start of the last attempt (monotonic)
+        self.state = None                           # (event, reason) of the last state logged, None for a good one
+        self.queries, self.seconds, self.last_seconds, self.max_seconds = 0, 0.0, None, None
+        self.failures, self.replaced = collections.Counter(), 0
+
+    def snapshot(self):
+        """The Snapshot of this second. Raises Trouble: within the timeout for a lock, within another for the query."""
+        arrived = time.monotonic()
+        with self.lock:
+            # Who waited shares the outcome of an attempt that began after his arrival, or of one that failed since.
+            if self.failed_at < arrived if self.trouble else self.began < arrived:
+                self.attempt()
+            if self.trouble:
+                return self.bridge()
+            return Snapshot(self.last, None)
+
+    def unchanged(self, last):
+        """Whether these figures are of this second and of the file as it is, by its time and size alone. A commit in the same
+        tick of the kernel's clock as our reading would not show, so that only a file that was at rest by then qualifies."""
+        if last is None or self.trouble or not self.settled or not self.stale_seconds or last.now != int(self.clock()):
+            return False
+        try:
+            status = os.stat(self.path)
+        except OSError:
+            return False  # the way through reopen() says what it means
+        return (status.st_mtime_ns, status.st_size) == self.written and file_identity(status) == self.inode
+
+    def current(self):
+        """The Snapshot of this second, without a look into the file where it cannot have changed. Raises like snapshot."""
+        last = self.last
+        return Snapshot(last, None) if self.unchanged(last) else self.snapshot()
+
+    def attempt(self):
+        self.began = started = time.monotonic()
+        try:
+            self.refresh(started)
+            self.trouble, self.good_at = None, time.monotonic()
+        except Trouble as trouble:
+            self.trouble, self.failed_at = trouble, time.monotonic()
+            self.failures[trouble.reason] += 1
+        self.say()
+
+    def bridge(self):
+        """The last good figures while a writer holds the lock, and only then, for a limited time."""
+        if not self.bridging():
+            raise self.trouble
+        return Snapshot(self.last, self.trouble)
+
+    def bridging(self):
+        return self.trouble and self.trouble.reason == "locked" and self.fresh()
+
+    def fresh(self):
+        """Whether the last figures may still be served while the database is locked."""
+        return self.last is not None and self.age() <= self.stale_seconds
+
+    def age(self):
+        """Seconds since the last figures were known to be true."""
+        return time.monotonic() - self.good_at
+
+    def say(self):
+        """Logs a change of state, once."""
+        trouble, state = self.trouble, None
+        if self.bridging():
+            state = "database_stale", trouble.reason
+        elif trouble:
+            state = "schema_mismatch" if trouble.status == 500 else "database_unavailable", trouble.reason
+        former, self.state = self.state, state
+        if state == former:
+            return
+        if state:
+            level = logging.WARNING if state[0] == "database_stale" else logging.ERROR
+            event(level, state[0], reason=trouble.reason, detail=trouble.detail)
+        else:
+            event(logging.INFO, "database_recovered", reason=former[1], path=self.path)
+
+    def refresh(self, started):
+        """Brings self.last up to date. Raises Trouble."""
+        known = self.trouble and self.trouble.reason == "locked"
+        try:
+            self.reopen()
+            patience = BRIEF_WAIT if known or self.fresh() else self.timeout
+            if not self.read(started + patience):
+                event(logging.INFO, "database_reread", path=self.path,
+                      detail="the file was written to outside of any transaction")
+                self.close()
+                self.reopen()
+                self.read(started + patience)
+        except sqlite3.Error as error:
+            if said(error) not in ("locked", "timeout"):
+                self.close()
+            raise diagnose(error, self.path, time.monotonic() - started) from None
+
+    def reopen(self):
+        """Opens the file that bears the name now. Raises Trouble or sqlite3.Error."""
+        status = self.status()
+        if not stat.S_ISREG(status.st_mode):  # SQLite calls a folder an I/O error, and would wait for ever for a FIFO's writer
+            raise Trouble("not_a_file", "database %s: it is a folder or a device, not a file" % self.path)
+        inode, self.size = file_identity(status), status.st_size
+        if not self.size:  # SQLite takes it for a database without tables
+            self.close()
+            raise Trouble("truncated", "database %s: the file is empty (0 bytes)" % self.path)
+        if self.inode not in (None, inode):
+            self.close()
+            self.last = None  # figures of another file, which must not bridge a lock on this one
+            self.replaced += 1
+            event(logging.WARNING, "database_replaced", path=self.path,
+                  detail="another file bears the name now (inode %d, before %d); reading that one" % (inode[1], self.inode[1]))
+        if not self.connection:
+            self.open(inode)
+
+    def open(self, inode):
+        uri = "file:%s?mode=ro" % urllib.parse.quote(os.fsencode(self.path))
+        self.connection = sqlite3.connect(uri, uri=True, timeout=0, isolation_level=None, check_same_thread=False)
+        self.connection.set_progress_handler(lambda: time.monotonic() > self.deadline, PROGRESS_STEPS)
+        self.inode, self.versions, self.data_version = inode, None, None  # these count within one connection only
+        self.settled = False
+
+    def status(self):
+        """The os.stat_result of the path. Raises Trouble."""
+        try:
+            return os.stat(self.path)
+        except OSError as error:
+            raise self.gone(error)
+
+    def gone(self, error):
+        """The Trouble of a path that has no file. The connection stays open: it may hold the last copy of the data."""
+        detail = "database %s: %s" % (self.path, error.strerror)
+        lost = self.connection and error.errno == errno.ENOENT
+        descriptor, name = self.still_open() if lost else (None, "")
+        if name.endswith(" (deleted)"):
+            detail += "; it was deleted, but is still open here: copy %s before any restart" % descriptor
+        elif name:
+            detail += "; it was moved to %s" % name
+        return Trouble(errno_reason(error), detail)
+
+    def still_open(self):
+        """(/proc path of the descriptor, name) that our connection has the file open by."""
+        for descriptor, name in supervision.open_files(os.getpid()):
+            with contextlib.suppress(OSError):  # another thread's, closed meanwhile
+                if file_identity(os.stat(descriptor)) == self.inode:
+                    return descriptor, name
+        return None, ""
+
+    @contextlib.contextmanager
+    def transaction(self, patience_end):
+        """A read transaction of limited time; gives PRAGMA data_version. Raises sqlite3.Error: "is locked" at patience's end."""
+        self.deadline = float("inf")
+        self.connection.execute("BEGIN")
+        try:
+            data_version = self.take_lock(patience_end)
+            self.deadline = time.monotonic() + self.timeout
+            yield data_version
+        finally:
+            with contextlib.suppress(sqlite3.Error):  # after some errors SQLite has rolled back by itself
+                self.connection.execute("ROLLBACK")
+
+    def take_lock(self, patience_end):
+        """The first read, which takes the lock that readers share. A busy writer leaves gaps of about a millisecond between two
+        commits; SQLite's own busy handler, which sleeps up to 100 ms, misses them for seconds."""
+        while True:
+            try:
+                return self.one(DATA_VERSION)
+            except sqlite3.OperationalError as error:
+                if said(error) != "locked" or time.monotonic() >= patience_end:
+                    raise
+                time.sleep(LOCK_POLL)
+
+    def read(self, patience_end):
+        """Brings self.last up to date in one transaction. False, on a connection with a page cache, for a file that was written
+        to without SQLite knowing: one overwritten in place may look unchanged by its counters, or like a damaged one."""
+        cached = self.data_version is not None
+        try:
+            with self.transaction(patience_end) as data_version:
+                status = self.status()  # with the lock held: no transaction can end between this and the reading
+                written = status.st_mtime_ns, status.st_size
+                if cached and data_version == self.data_version and written != self.written:
+                    return False
+                settled = self.one(JOURNAL_MODE) != "wal" and time.time() - status.st_mtime > CLOCK_TICK
+                self.update(int(self.clock()), data_version)
+                self.written, self.settled = written, settled
+        except sqlite3.DatabaseError as error:
+            if not cached or said(error) != "corrupt":
+                raise
+            return False
+        return True
+
+    def update(self, now, data_version):
+        """The new figures, unless the second and the data are those of the last. The schema is compared whenever it moves."""
+        versions = self.one(SCHEMA_VERSION), self.one(schema_check.VERSION)
+        if versions != self.versions:
+            self.compare()
+            self.versions = versions
+        if self.errors():
+            raise Trouble("schema_mismatch", "database %s: %s; it needs the schema of this release (schema.sql)" % (
+                self.path, "; ".join(self.errors())))
+        if self.last and self.last.now == now and self.data_version == data_version:
+            return
+        started = time.monotonic()
+        self.last = ask(self.connection, now)
+        self.data_version = data_version
+        self.measure(time.monotonic() - started)
+
+    def one(self, sql):
+        with contextlib.closing(self.connection.execute(sql)) as cursor:
+            return cursor.fetchone()[0]
+
+    def errors(self):
+        return [finding.text for finding in self.findings if finding.grade == "error"]
+
+    def compare(self):
+        before = in_force(self.findings)
+        self.findings = schema_check.compare(schema_check.read_schema(self.connection), self.wanted)
+        after = in_force(self.findings)
+        for finding in after:
+            if finding not in before:
+                event(logging.WARNING, "schema_warning", detail=finding)
+        if before and not after and not self.errors():
+            event(logging.INFO, "schema_recovered", path=self.path)
+
+    def measure(self, seconds):
+        self.queries += 1
+        self.seconds += seconds
+        self.last_seconds, self.max_seconds = seconds, max(seconds, self.max_seconds or 0)
+
+    def close(self):
+        if self.connection:
+            with contextlib.suppress(sqlite3.Error):  # it is being given up, for a reason that is reported
+                self.connection.close()
+        self.connection = None
