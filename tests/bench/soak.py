@@ -238,22 +238,23 @@ class Product:
 
     def restart(self, tally):
         """Restarts the service; seconds for which its port refused connections."""
-        tally.restarting = True
-        first = last = time.monotonic()
-        refused = False
+        tally.restarting, closed, since = True, 0.0, None
         command = "restart_service.sh", "restart"
         with self.running(*command) as process:
-            while process.poll() is None:
+            while process.poll() is None or since:
                 try:
                     connect(self.port).close()
+                    closed += time.monotonic() - since if since else 0.0
+                    since = None
                 except ConnectionRefusedError:
-                    last = time.monotonic()
-                    first, refused = first if refused else last, True
+                    since = since or time.monotonic()
+                    if process.poll():
+                        break
                 time.sleep(PROBE_PAUSE)
         tally.restarting = False
         if process.returncode:
             raise Failure("restart_service.sh leaves with %d: %s" % (process.returncode, self.said(command)))
-        return last - first if refused else 0.0
+        return closed
 
 
 def free_port():
