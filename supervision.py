@@ -27,7 +27,6 @@ import argparse
 import contextlib
 import errno
 import fcntl
-import http.client
 import ipaddress
 import json
 import os
@@ -49,7 +48,7 @@ PID_FILE_MAX = 4096             # bytes; a longer file is somebody's data, which
 PID_SHOWN = 40                  # bytes of a PID file's content in a message
 COMMAND_SHOWN = 120             # characters of a command line in a message
 POLL = 0.05                     # seconds between two looks at a condition
-LOCK_POLL = 0.005               # seconds between two tries to lock; the next service starts when it succeeds
+LOCK_POLL = 0.002               # seconds between two tries to lock; the next service starts when it succeeds
 LISTEN_FDS_START = 3            # first descriptor of sd_listen_fds(3)
 KEPT_FROM = 16                  # where descriptors begin that a handover must not overwrite; sockets are handed over below
 RELOCK_WAIT = 5.0               # seconds for a lock lost by exec: another start that takes it finds the port taken and ends
@@ -582,7 +581,7 @@ def _written(content):
     if hasattr(os, "memfd_create"):     # Python 3.8
         made = open(os.memfd_create(HANDOVER), "w+b")
     else:
-        import tempfile                 # a tenth of the start-up time, else never needed
+        import tempfile                 # seldom needed
         made = tempfile.TemporaryFile()
     with made as file:
         file.write(content)
@@ -876,22 +875,25 @@ def tidy(path):
         pass
 
 
-def _connection(url):
-    """Return an HTTPConnection. No certificate is verified: that the port is the instance's own is proven better."""
-    if url.scheme == "http":
-        return http.client.HTTPConnection(url.hostname, url.port, timeout=ASK_WAIT)
-    import ssl              # OpenSSL takes 4 MiB, which the service, if it has no TLS, does without
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    return http.client.HTTPSConnection(url.hostname, url.port, timeout=ASK_WAIT, context=context)
-
-
 def _ask(url, path):
-    connection = _connection(urlsplit(url))
+    """Return status and JSON object of an answer; raise OSError or ValueError where there is none.
+
+    No certificate is verified: that the port is the instance's own is proven better.
+    """
+    import http.client      # a third of the start-up time, and 4 MiB of OpenSSL, which the service may do without
+    import ssl
+    parts = urlsplit(url)
+    connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=ASK_WAIT)
+    if parts.scheme == "https":
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        connection = http.client.HTTPSConnection(parts.hostname, parts.port, timeout=ASK_WAIT, context=context)
     try:
         connection.request("GET", path, headers={"Connection": "close"})
         response = connection.getresponse()
         document = json.loads(response.read(ANSWER_MAX).decode("utf-8"))
+    except http.client.HTTPException as error:
+        raise ValueError(str(error) or type(error).__name__) from error
     finally:
         connection.close()
     if not isinstance(document, dict):
@@ -932,7 +934,7 @@ def inquire(pid, target):
         url = "{}://{}:{}".format(scheme, "[{}]".format(host) if ":" in host else host, mine[0].port)
         try:
             return _answer(url)
-        except (OSError, http.client.HTTPException, ValueError) as error:    # ValueError: no JSON
+        except (OSError, ValueError) as error:
             failure = failure or NO_ANSWER._replace(url=url, detail="{} does not answer: {}".format(
                 url, error or type(error).__name__))
             if scheme == "http" and isinstance(error, socket.timeout):      # to plain HTTP a TLS server is not silent
@@ -1058,7 +1060,7 @@ def reload(instance, target, seconds):
 
 def _doubt(host, port, ca_file):
     """Return why a certificate does not verify for a host, None when it does; None too when it is merely out of its time."""
-    import ssl              # as above
+    import ssl              # as for _ask()
     try:
         context = ssl.create_default_context(cafile=ca_file)
         with socket.create_connection((host, port), ASK_WAIT) as plain, context.wrap_socket(plain, server_hostname=host):

@@ -75,7 +75,8 @@ import supervision
 def everything():
     files = dict((int(n), (os.readlink("/proc/self/fd/" + n), os.get_inheritable(int(n))))
                  for n in os.listdir("/proc/self/fd") if os.path.exists("/proc/self/fd/" + n))
-    return files, dict(os.environ), signal.pthread_sigmask(signal.SIG_BLOCK, ()), supervision._is_locked(os.getpid(), lock.descriptor)
+    mask, locked = signal.pthread_sigmask(signal.SIG_BLOCK, ()), supervision._is_locked(os.getpid(), lock.descriptor)
+    return files, dict(os.environ), mask, locked
 if sys.argv[1] == "file":
     os.dup2(os.open("/dev/null", os.O_RDONLY), 3)
 elif sys.argv[1] == "other socket":
