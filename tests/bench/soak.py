@@ -191,20 +191,26 @@ class Product:
             "METRICS_DB_PATH=shipments.db\nMETRICS_LOG_FILE=metrics.log\nMETRICS_PORT=%d\n" % self.port)
         self.tool("seed.py", "shipments.db", "--rows", "10000")
 
-    def tool(self, *command, **options):
-        """Runs a tool to its end, in a session of its own: a Ctrl-C that ends us must not cut a restart in two."""
+    def tool(self, *command):
+        """Runs a tool to its end."""
         with self.running(*command) as process:
             process.wait()
         if process.returncode:
             raise Failure("%s leaves with %d: %s" % (" ".join(command), process.returncode, self.said(command)))
 
+    @contextlib.contextmanager
     def running(self, *command):
-        """A tool as a process of its own session."""
+        """A tool as a process of its own session, ended with the block. A Ctrl-C is ours, and must not cut a restart in two."""
         program = ["bash"] if command[0].endswith(".sh") else [sys.executable]
         with (self.folder / (command[0] + ".out")).open("w") as output:
-            return subprocess.Popen(program + list(command), cwd=str(self.folder), stdin=subprocess.DEVNULL, stdout=output,
-                                    stderr=subprocess.STDOUT, start_new_session=True,
-                                    env={"PATH": os.environ["PATH"], "PYTHON": sys.executable})
+            process = subprocess.Popen(program + list(command), cwd=str(self.folder), stdin=subprocess.DEVNULL, stdout=output,
+                                       stderr=subprocess.STDOUT, start_new_session=True,
+                                       env={"PATH": os.environ["PATH"], "PYTHON": sys.executable})
+        try:
+            yield process
+        finally:
+            process.terminate()
+            process.wait()
 
     def said(self, command):
         return (self.folder / (command[0] + ".out")).read_text()[-500:]
@@ -237,7 +243,7 @@ class Product:
             PROOF_LIMIT, (self.folder / "metrics.log").read_text()[-1000:]))
 
     def restart(self, tally):
-        """Restarts the service; seconds for which its port refused connections."""
+        """Restarts the service; seconds for which its port took no connection."""
         tally.restarting, closed, since = True, 0.0, None
         command = "restart_service.sh", "restart"
         with self.running(*command) as process:
@@ -246,7 +252,7 @@ class Product:
                     connect(self.port).close()
                     closed += time.monotonic() - since if since else 0.0
                     since = None
-                except ConnectionRefusedError:
+                except OSError:  # refused, or reset in the queue of a listener that was closed
                     since = since or time.monotonic()
                     if process.poll():
                         break
@@ -261,19 +267,6 @@ def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
-
-
-@contextlib.contextmanager
-def writer(product, rate):
-    """Keeps the database changing while the block runs."""
-    if not rate:
-        yield
-        return
-    with product.running("seed.py", "shipments.db", "--live", "--rate", str(rate)) as process:
-        try:
-            yield
-        finally:
-            process.terminate()
 
 
 @contextlib.contextmanager
@@ -330,7 +323,7 @@ def show_totals(tally, reloads, closed, before, after):
     if reloads:
         print("reloads proven by a new instance: %d, from signal to proof at most %.2f s" % (len(reloads), max(reloads)))
     if closed:
-        print("restarts: %d, port closed for %s s" % (len(closed), " ".join("%.3f" % seconds for seconds in closed)))
+        print("restarts: %d, port closed for %s s in turn" % (len(closed), " ".join("%.3f" % seconds for seconds in closed)))
     print("at rest before: %.1f MiB, %d threads, %d descriptors" % before)
     print("at rest after:  %.1f MiB, %d threads, %d descriptors" % after)
     for line in tally.told:
@@ -351,7 +344,8 @@ def run(folder, options):
     try:
         product.tool("restart_service.sh", "start")
         before = rest(product)
-        with writer(product, options.writes), load(product, options.rate, tally):
+        live = "seed.py", "shipments.db", "--live", "--rate", str(options.writes)
+        with product.running(*live), load(product, options.rate, tally):
             reloads, closed = soak(product, options, tally)
         show_totals(tally, reloads, closed, before, rest(product, before))
     finally:
