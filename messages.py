@@ -6,6 +6,7 @@ Errors are application/problem+json (RFC 9457).
 """
 
 import collections
+import ipaddress
 import itertools
 import json
 import re
@@ -31,11 +32,11 @@ REQUEST_LINE = re.compile(rb"(%s) ([!-~]+) HTTP/(\d)\.(\d)\r\n" % TOKEN)
 FIELD = re.compile(rb"(%s):[ \t]*(%s)\r\n" % (TOKEN, VALUE))
 FIELDS = re.compile(rb"(?:%s:%s\r\n)*\r\n" % (TOKEN, VALUE))
 BARE = re.compile(rb"(?<!\r)\n|\r(?=[^\n])|\0")    # where a line does not end, or nothing may stand
-HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*)(?::\d{0,5})?")
+HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*)(?::\d{0,5})?")
 PATH = r"(?:[A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})*"
 QUERY = r"(?:\?((?:[A-Za-z0-9._~!$&'()*+,;=:@/?-]|%[0-9A-Fa-f]{2})*))?"
 ORIGIN = re.compile("(/%s)%s" % (PATH, QUERY))
-ABSOLUTE = re.compile("[Hh][Tt][Tt][Pp][Ss]?://([^/?@]+)(/%s)?%s" % (PATH, QUERY))
+ABSOLUTE = re.compile("[Hh][Tt][Tt][Pp][Ss]?://([^/?@:][^/?@]*)(/%s)?%s" % (PATH, QUERY))
 AUTHORITY = re.compile(r"[^/?#@\[\]]+:\d{1,5}|\[[0-9A-Fa-f:.]+\]:\d{1,5}")
 CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 CHUNK = re.compile(rb"([0-9A-Fa-f]{1,8})(?:[ \t]*;%s)?\r\n" % VALUE)
@@ -82,11 +83,21 @@ def read_fields(data):
     return fields
 
 
+def valid_address(host):
+    """Whether what stands in brackets, if anything does, is an IPv6 address (RFC 3986, 3.2.2)."""
+    if host.startswith("["):
+        try:
+            ipaddress.IPv6Address(host[1:host.index("]")])
+        except ValueError:
+            return False
+    return True
+
+
 def check_host(hosts, http10):
     """One Host, and one that is valid (RFC 9112, 3.2)."""
     if len(hosts) != 1 and (hosts or not http10):
         refuse("exactly one Host field is due, there are %d" % len(hosts))
-    if hosts and not HOST.fullmatch(hosts[0].encode("latin-1")):
+    if hosts and not (HOST.fullmatch(hosts[0]) and valid_address(hosts[0])):
         refuse("the Host field is not a host with an optional port")
 
 
@@ -119,7 +130,7 @@ def read_target(method, target):
         return straight(path or "/"), query or ""
     if target == "*" and method == "OPTIONS" or method == "CONNECT" and AUTHORITY.fullmatch(target):
         return None, ""
-    return refuse("the request target is not one that %s can have" % method[:METHOD_MAX])
+    return refuse("the request target is not one that this method can have")
 
 
 def members(fields, name):

@@ -61,6 +61,8 @@ FOLDER = os.path.dirname(os.path.abspath(__file__))
 CERTIFICATE_NOTICE = 21 * 86400  # s before a certificate's end in which a person should replace it, as health_check.py has it
 CHECK_SECONDS = 10      # for the --check of the code and the settings that a reload would bring
 EX_CONFIG = 78          # sysexits.h: something is wrong that only a person can mend
+SCRAPE_TIMEOUT = "x-prometheus-scrape-timeout-seconds"  # header that Prometheus sends; after that it counts us as down
+SCRAPE_MARGIN = 0.5     # s that an answer is to come before it
 RENDERED_MAX = 8        # answers kept, of different hours of history
 LATENCY_BOUNDS = (.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1.0, 2.5, 5.0, 10.0)  # s
 
@@ -325,8 +327,14 @@ class Service:
         history = self.history(request.query)
         if history is None:
             return messages.problem(400, "history must be a whole number of hours from 1 to %d" % exposition.HISTORY_HOURS)
-        snapshot = self.store.current()
+        snapshot = self.store.current(self.patience(request))
         return self.answer(snapshot, history) if snapshot.stale else self.shared_answer(snapshot, history)
+
+    def patience(self, request):
+        """Monotonic time by which a scraper wants its answer, less what the way takes."""
+        given = request.headers.get(SCRAPE_TIMEOUT, "")
+        seconds = float(given) if re.match(r"\d{1,6}(\.\d{1,9})?\Z", given, re.ASCII) else float("inf")
+        return request.arrived + max(seconds - SCRAPE_MARGIN, seconds / 2)
 
     def answer(self, snapshot, history):
         return messages.json_answer(200, self.document(snapshot, history))

@@ -160,7 +160,7 @@ def diagnose(error, path, waited):
     if reason == "locked":
         detail = "a writer holds the lock, %s; waited %.1f s" % (lock_holders(path), waited)
     elif reason == "timeout":
-        detail = "the query took longer than METRICS_QUERY_TIMEOUT allows; gave up after %.1f s" % waited
+        detail = "the query took longer than METRICS_QUERY_TIMEOUT, or the scraper, allows; gave up after %.1f s" % waited
     elif reason in (None, "corrupt"):
         reason, detail = look(path, reason)
     else:
@@ -225,7 +225,7 @@ class Store:
         self.lock = threading.Lock()
         self.connection = None                      # open on the file `inode`, which last had `size` bytes
         self.inode = self.size = None
-        self.deadline = None                        # monotonic time at which a query is interrupted
+        self.deadline = self.until = None           # monotonic times: a query is interrupted, the attempt is to be over
         self.versions, self.findings = None, []     # schema_version and user_version that the findings are about
         self.last = self.good_at = None             # the last Figures, and when they were last known to be true (monotonic)
         self.data_version = self.written = None     # of the last Figures: PRAGMA data_version; time and size of the file
@@ -236,16 +236,22 @@ class Store:
         self.queries, self.seconds, self.last_seconds, self.max_seconds = 0, 0.0, None, None
         self.failures, self.replaced = collections.Counter(), 0
 
-    def snapshot(self):
-        """The Snapshot of this second. Raises Trouble: within the timeout for a lock, within another for the query."""
+    def snapshot(self, until=float("inf")):
+        """The Snapshot of this second. Raises Trouble: within the timeout for a lock, within another for the query, and by the
+        monotonic time `until`."""
         arrived = time.monotonic()
-        with self.lock:
+        if not self.lock.acquire(timeout=max(0, min(until - arrived, 2 * self.timeout))):
+            raise Trouble("timeout", "database %s: it is still being asked for others; gave up after %.1f s" % (
+                self.path, time.monotonic() - arrived))
+        try:
             # Who waited shares the outcome of an attempt that began after his arrival, or of one that failed since.
             if self.failed_at < arrived if self.trouble else self.began < arrived:
-                self.attempt()
+                self.attempt(until)
             if self.trouble:
                 return self.bridge()
             return Snapshot(self.last, None)
+        finally:
+            self.lock.release()
 
     def unchanged(self, last):
         """Whether these figures are of this second and of the file as it is, by its time and size alone. A commit in the same
@@ -258,15 +264,15 @@ class Store:
             return False  # the way through reopen() says what it means
         return (status.st_mtime_ns, status.st_size) == self.written and file_identity(status) == self.inode
 
-    def current(self):
+    def current(self, until):
         """The Snapshot of this second, without a look into the file where it cannot have changed. Raises like snapshot."""
         last = self.last
-        return Snapshot(last, None) if self.unchanged(last) else self.snapshot()
+        return Snapshot(last, None) if self.unchanged(last) else self.snapshot(until)
 
-    def attempt(self):
+    def attempt(self, until):
         self.began = started = time.monotonic()
         try:
-            self.refresh(started)
+            self.refresh(started, until)
             self.trouble, self.good_at = None, time.monotonic()
         except Trouble as trouble:
             self.trouble, self.failed_at = trouble, time.monotonic()
@@ -306,18 +312,18 @@ class Store:
         else:
             event(logging.INFO, "database_recovered", reason=former[1], path=self.path)
 
-    def refresh(self, started):
+    def refresh(self, started, until):
         """Brings self.last up to date. Raises Trouble."""
         known = self.trouble and self.trouble.reason == "locked"
         try:
             self.reopen()
-            patience = BRIEF_WAIT if known or self.fresh() else self.timeout
-            if not self.read(started + patience):
+            self.until, patience_end = until, min(until, started + (BRIEF_WAIT if known or self.fresh() else self.timeout))
+            if not self.read(patience_end):
                 event(logging.INFO, "database_reread", path=self.path,
                       detail="the file was written to outside of any transaction")
                 self.close()
                 self.reopen()
-                self.read(started + patience)
+                self.read(patience_end)
         except sqlite3.Error as error:
             if said(error) not in ("locked", "timeout"):
                 self.close()
@@ -381,7 +387,7 @@ class Store:
         self.connection.execute("BEGIN")
         try:
             data_version = self.take_lock(patience_end)
-            self.deadline = time.monotonic() + self.timeout
+            self.deadline = min(self.until, time.monotonic() + self.timeout)
             yield data_version
         finally:
             with contextlib.suppress(sqlite3.Error):  # after some errors SQLite has rolled back by itself

@@ -17,6 +17,7 @@ expect and starved(OSError) when connections cannot be accepted. This module kno
 
 import collections
 import contextlib
+import ctypes
 import email.utils
 import errno
 import http.server
@@ -40,6 +41,7 @@ LINGER = 0.05           # s that a worker stays with a connection it has answere
 BACKLOG = 1024          # connections the kernel keeps waiting; the stock 5 turns a burst into resets
 MAX_CONNECTIONS = 4096  # open at once; fewer where the descriptor limit is lower
 RESERVE = 64            # descriptors left to the rest of the process, or half of a limit below twice that
+TRIM_FROM = 64          # connections at once whose memory is worth giving back to the kernel
 SWEEP = 0.25            # s between two looks at the deadlines
 HEAD_SECONDS = 10       # from the accept, or from the first byte of a further head, to its end; body and TLS handshake too
 IDLE_SECONDS = 15       # between an answer and the first byte of the next request
@@ -50,6 +52,7 @@ PIECE = 16384           # bytes of one read
 METHODS = ("GET", "HEAD")
 
 COUNTS = ("accepted", "refused", "evicted", "head_timeouts", "idle_timeouts", "write_timeouts", "tls_failures")
+STARVED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 FULL = b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 0\r\nRetry-After: 1\r\n\r\n"
 
 Request = collections.namedtuple("Request", "method path query headers address arrived")  # arrived: monotonic seconds
@@ -117,7 +120,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
                     return READ
                 if not data:
                     return self.ended()
-                if not self.data and self.served:
+                if self.served and not self.data and data.strip(b"\r\n"):  # empty lines begin no request
                     self.deadline = time.monotonic() + HEAD_SECONDS
                 self.data += data
         except Refusal as refusal:
@@ -221,7 +224,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.close_connection:
             return self.finish()
         self.served = self.renewed = True
-        self.step, self.deadline = Handler.receive, time.monotonic() + IDLE_SECONDS
+        self.step, self.deadline = Handler.receive, time.monotonic() + (HEAD_SECONDS if self.data else IDLE_SECONDS)
         return ON if not self.data else self.server.turn()
 
     def finish(self):
@@ -297,6 +300,12 @@ def connection_limit():
     return max(1, min(MAX_CONNECTIONS, soft - min(RESERVE, soft // 2)))
 
 
+def trim():
+    """Gives freed memory back to the kernel: malloc_trim(3) of glibc, which else keeps what a thousand connections once took."""
+    with contextlib.suppress(AttributeError):           # another libc
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 class Server(http.server.HTTPServer):
     """Accepts from a listening socket until stop(), or pause(). `frozen` are the connections that a paused predecessor had."""
 
@@ -315,7 +324,7 @@ class Server(http.server.HTTPServer):
         self.rest = threading.Condition(self.lock)      # a worker has nothing to do, or a connection is gone
         self.connections = collections.OrderedDict()    # descriptor -> Handler, first who waits longest for a whole request
         self.queue, self.deferred = collections.deque(), collections.deque()
-        self.idle = self.slots = self.in_flight = 0
+        self.idle = self.slots = self.in_flight = self.peak = 0
         self.closing = self.pausing = self.ending = self.starving = False
         self.counts = dict.fromkeys(COUNTS, 0)
         self.dated = 0, b""
@@ -350,16 +359,19 @@ class Server(http.server.HTTPServer):
 
     def accept(self):
         """Accepts what the kernel has ready."""
+        gave_way = False
         for _ in range(BACKLOG):
             try:
                 connection, address = self.socket.accept()
             except BlockingIOError:
                 return
             except OSError as error:
-                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM) and not self.evict():
-                    return self.starve(error)
-                continue                                # of one client that has left already, or one has given way
-            self.starving = False
+                if error.errno in STARVED:
+                    if gave_way or not self.evict():
+                        return self.starve(error)
+                    gave_way = True
+                continue                                # else a client that has left already
+            self.starving = gave_way = False
             self.counts["accepted"] += 1
             if len(self.connections) >= self.limit and not self.evict():
                 self.turn_away(connection)
@@ -411,6 +423,10 @@ class Server(http.server.HTTPServer):
                     self.hand_over(handler)
         if self.starving:
             self.epoll.modify(self.socket.fileno(), READ)
+        self.peak = max(self.peak, len(self.connections))
+        if self.peak >= TRIM_FROM and len(self.connections) < self.peak / 4:
+            self.peak = len(self.connections)
+            trim()
 
     def evict(self):
         """Closes the connection that has waited longest without a whole request; False where each has one."""
