@@ -30,7 +30,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 CLIENTS = 5             # of each kind
 PATIENCE = 10           # s for a connection, and for each part of an answer
-PROOF_LIMIT = 30        # s for a reload to show a new instance
+PROOF_LIMIT = 30        # s for a reload or a restart to show that the new instance answers
 ROW = 15                # s between two rows
 TOLD = 2                # failures of each kind told one by one
 PROBE_PAUSE = 0.002     # s between two tries of the port during a restart: what its closed time is good to
@@ -254,7 +254,7 @@ class Product:
                     since = None
                 except OSError:  # refused, or reset in the queue of a listener that was closed
                     since = since or time.monotonic()
-                    if process.poll():
+                    if process.poll() or time.monotonic() > since + PROOF_LIMIT:
                         break
                 time.sleep(PROBE_PAUSE)
         tally.restarting = False
