@@ -39,7 +39,7 @@ SLOTS = 24              # of these at most for requests that wait for something,
 IDLE_WORKERS = 8        # as many are kept from lingering, for whoever comes next
 LINGER = 0.05           # s that a worker stays with a connection it has answered
 BACKLOG = 1024          # connections the kernel keeps waiting; the stock 5 turns a burst into resets
-MAX_CONNECTIONS = 4096  # open at once; fewer where the descriptor limit is lower
+MAX_CONNECTIONS = 2048  # open at once; fewer where the descriptor limit is lower
 RESERVE = 64            # descriptors left to the rest of the process, or half of a limit below twice that
 TRIM_FROM = 64          # connections at once whose memory is worth giving back to the kernel
 SWEEP = 0.25            # s between two looks at the deadlines
@@ -345,17 +345,30 @@ class Server(http.server.HTTPServer):
 
     def serve_forever(self, poll_interval=SWEEP):
         """Accepts, wakes and times out connections until `ending`."""
-        next_sweep = 0
+        self.next_sweep = 0
         while not self.ending:
-            for number, _ in self.epoll.poll(poll_interval if self.connections or self.starving else -1):
-                if number == self.socket.fileno():
-                    self.accept()
-                elif number in self.connections:
-                    self.wake(number)
-            now = time.monotonic()
-            if now >= next_sweep:
-                next_sweep = now + poll_interval
-                self.sweep(now)
+            try:
+                self.service_actions(self.epoll.poll(poll_interval if self.connections or self.starving else -1))
+            except Exception as error:                  # a defect must not cost the poller, without whom nobody is served
+                self.application.defect(error)
+                time.sleep(poll_interval)               # one that comes at every turn must not fill the disk with log lines
+
+    def service_actions(self, events):
+        """One turn of the poller."""
+        for number, _ in events:
+            if number == self.socket.fileno():
+                self.accept()
+            else:
+                self.wake(number)
+        now = time.monotonic()
+        if now >= self.next_sweep:
+            self.next_sweep = now + SWEEP
+            self.sweep(now)
+
+    def watch(self, events):
+        """Has the poller look at the listening socket, for READ or for nothing."""
+        with contextlib.suppress(OSError):              # stop() has taken it out
+            self.epoll.modify(self.socket.fileno(), events)
 
     def accept(self):
         """Accepts what the kernel has ready."""
@@ -383,7 +396,7 @@ class Server(http.server.HTTPServer):
         if not self.starving:
             self.application.starved(error)
         self.starving = True
-        self.epoll.modify(self.socket.fileno(), 0)
+        self.watch(0)
 
     def turn_away(self, connection):
         with contextlib.suppress(OSError):              # it left already
@@ -422,7 +435,7 @@ class Server(http.server.HTTPServer):
                     handler.lapse()
                     self.hand_over(handler)
         if self.starving:
-            self.epoll.modify(self.socket.fileno(), READ)
+            self.watch(READ)
         self.peak = max(self.peak, len(self.connections))
         if self.peak >= TRIM_FROM and len(self.connections) < self.peak / 4:
             self.peak = len(self.connections)
@@ -457,11 +470,11 @@ class Server(http.server.HTTPServer):
         """Runs the connection until it has to wait, and parks it."""
         try:
             wait = handler.handle()
+            if wait is not GONE:
+                self.park(handler, wait)
         except Exception as error:                      # a defect must not cost the worker
             self.application.defect(error)
-            wait = handler.close()
-        if wait is not GONE:
-            self.park(handler, wait)
+            handler.close()
 
     def park(self, handler, wait):
         """Leaves the connection to the poller until READ or WRITE is possible, or, for AGAIN, puts it behind the others."""
@@ -510,7 +523,8 @@ class Server(http.server.HTTPServer):
                 del self.connections[handler.number]
                 with contextlib.suppress(OSError):      # a failed TLS start has closed it
                     self.epoll.unregister(handler.number)
-            handler.connection.close()
+            with contextlib.suppress(OSError):          # what the kernel could not deliver is no concern of ours
+                handler.connection.close()
             self.rest.notify_all()
 
     def count(self, name):
