@@ -1,4 +1,4 @@
-"""TLS for webserver.py: the context, the connections, and when a certificate ends.
+"""TLS for webserver.py: the connections, the context, and when a certificate ends.
 
 Apart, so that a service without TLS need not load OpenSSL, which takes 4 MiB.
 """
@@ -6,7 +6,10 @@ Apart, so that a service without TLS need not load OpenSSL, which takes 4 MiB.
 import base64
 import calendar
 import contextlib
+import os
+import re
 import ssl
+import stat
 import time
 
 from webserver import ON, PIECE, READ, WRITE, Handler
@@ -14,6 +17,8 @@ from webserver import ON, PIECE, READ, WRITE, Handler
 WOULD_BLOCK = (ssl.SSLWantReadError, ssl.SSLWantWriteError)
 UTC_TIME = 0x17         # tag of a time with two digits of the year (X.690)
 VERSION = 0xa0          # tag of a certificate's version, which the oldest ones lack
+CERTIFICATE = re.compile("-----BEGIN ((?:X509 |TRUSTED )?CERTIFICATE)-----(.*?)-----END \\1-----", re.DOTALL)
+MISMATCHES = ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED")    # OpenSSL's, of a key of another kind too
 
 
 # Connections
@@ -67,20 +72,60 @@ class SecureHandler(Handler):
         return super().finish()
 
 
+# Files
+
+def open_at_once(path, flags):
+    return os.open(path, flags | os.O_NONBLOCK)     # a FIFO that nobody writes would hold us up for ever
+
+
+def read_pem(path):
+    """The text of a PEM file. Raises ValueError that names it."""
+    try:
+        with open(path, "rb", opener=open_at_once) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise ValueError("%s is no regular file" % path)
+            return file.read().decode("latin-1")
+    except OSError as error:
+        raise ValueError("%s: %s" % (path, error.strerror)) from None
+
+
+def first_certificate(path):
+    """The DER bytes of the first certificate of a PEM file. Raises ValueError."""
+    found = CERTIFICATE.search(read_pem(path))
+    if not found:
+        raise ValueError("%s has no certificate" % path)
+    return base64.b64decode(found.group(2))
+
+
+def check_files(certificate, key):
+    """Raises ValueError for what OpenSSL would not explain, or wait for."""
+    first_certificate(certificate)
+    text = read_pem(key)
+    if "PRIVATE KEY-----" not in text:
+        raise ValueError("%s has no private key" % key)
+    if "ENCRYPTED" in text:
+        raise ValueError("%s has a passphrase" % key)
+
+
 def handler_of(certificate, key=None):
-    """The class of connections with TLS 1.2 up by these PEM files. Raises OSError, of which ssl.SSLError is one; never asks for
-    a passphrase."""
+    """The class of connections with TLS 1.2 up by these PEM files. Raises ValueError, or ssl.SSLError for what is damaged within;
+    never asks for a passphrase."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     if hasattr(ssl, "TLSVersion"):
         context.minimum_version = ssl.TLSVersion.TLSv1_2
     else:   # Python 3.6
         context.options |= ssl.OP_NO_TLSv1 | ssl.OP_NO_TLSv1_1
-    context.load_cert_chain(certificate, key, password=b"")
+    check_files(certificate, key or certificate)
+    try:
+        context.load_cert_chain(certificate, key, password=b"")
+    except ssl.SSLError as error:
+        if error.reason in MISMATCHES:
+            raise ValueError("the key is not that of the certificate") from None
+        raise
     return type("SecureHandler", (SecureHandler,), {"context": context})
 
 
-# Certificates
-
+# When a certificate ends
 
 def der_element(data, at):
     """(tag, start, end) of the DER element at `at` (X.690, 8.1)."""
@@ -92,11 +137,8 @@ def der_element(data, at):
 
 
 def expiry(path):
-    """Unix time at which the first certificate of a PEM file ends: notAfter of RFC 5280, 4.1. Raises OSError or ValueError."""
-    with open(path, "rb") as file:
-        text = file.read().decode("latin-1")
-    begin, end = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
-    data = base64.b64decode(text.partition(begin)[2].partition(end)[0])
+    """Unix time at which the first certificate of a PEM file ends: notAfter of RFC 5280, 4.1. Raises ValueError."""
+    data = first_certificate(path)
     at = der_element(data, der_element(data, 0)[1])[1]  # Certificate, TBSCertificate
     if data[at] == VERSION:                            # the version
         at = der_element(data, at)[2]
