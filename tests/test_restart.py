@@ -47,7 +47,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 def stop(*_):
     raise SystemExit(0)
 def renew(*_):
-    about["instance"] = uuid.uuid4().hex
+    about.update(instance=uuid.uuid4().hex, started_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
 if "--settings" in sys.argv:
     print("METRICS_HOST=127.0.0.1\\nMETRICS_PORT=%d\\nMETRICS_PID_FILE=%s\\nMETRICS_LOG_FILE=" % (port, pid_file))
 elif "--check" not in sys.argv:
@@ -55,7 +55,8 @@ elif "--check" not in sys.argv:
         sys.exit("no life today")
     if odd == "dawdles":
         time.sleep(60)
-    about = {"instance": uuid.uuid4().hex, "started_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+    about = {}
+    renew()
     if odd == "old":
         del about["started_at"]
     signal.signal(signal.SIGTERM, signal.SIG_IGN if odd == "deaf" else stop)
@@ -129,6 +130,11 @@ class House:
         """The id that the service gives itself."""
         with urllib.request.urlopen(self.url() + "/livez", timeout=DEADLINE) as answer:
             return json.loads(answer.read().decode())["instance"]
+
+    def reload_command(self):
+        """Arguments of supervision.py that reload the service without a look at the settings."""
+        return ["reload", "--pid-file", str(self.pid_file), "--host", "127.0.0.1", "--port", str(self.port),
+                "--env-file", str(self.folder / "metrics.env")]
 
     def files(self):
         return sorted(set(os.listdir(str(self.folder))) - {"__pycache__"})
@@ -432,7 +438,6 @@ def test_a_service_that_still_answers_is_not_given_up_for_one_that_could_not_rea
     words = "while pid %d still answers, so nothing was stopped or started\n" % pid
     assert [result.err.endswith(words) for result in results] == [True, True]
     writer.close()
-    assert house.run().code == 0
 
 
 def test_a_service_that_is_not_ready_fails_the_restart_with_its_reason_and_runs_on(house):
@@ -477,28 +482,35 @@ def test_nothing_is_reloaded_where_nothing_runs(house):
     assert result.err == "restart_service: nothing is running that could be reloaded; start it by %s start\n" % house.script
 
 
-@pytest.mark.parametrize("change, words", [
-    (lambda house: house.configure(PORT=1), "it listens on 127.0.0.1 port {port}, not 127.0.0.1 port 1"),
-    (lambda house: house.configure(HOST="0.0.0.0"), "it listens on 127.0.0.1 port {port}, not 0.0.0.0 port {port}"),
-    (lambda house: (house.folder / "metrics.env").rename(house.folder / "other.env"),
-     "it was started with --env-file {folder}/metrics.env, not --env-file {folder}/other.env"),
+@pytest.mark.parametrize("changed, words", [
+    (["--port", "1"], "it listens on 127.0.0.1 port {port}, not 127.0.0.1 port 1"),
+    (["--host", "0.0.0.0"], "it listens on 127.0.0.1 port {port}, not 0.0.0.0 port {port}"),
+    (["--env-file", "/other.env"], "it was started with --env-file {folder}/metrics.env, not --env-file /other.env"),
 ])
-def test_what_a_reload_cannot_change_is_said_before(house, change, words):
-    pid, old = house.start(), house.instance()
-    change(house)
-    result = house.run("reload", *(["--env-file", "other.env"] if "other" in words else []), cwd=str(house.folder))
-    assert (result.code, house.services(), house.instance()) == (1, [pid], old)
-    words = "pid %d was not signalled: %s; a reload keeps that, a restart would change it\n" % (
-        pid, words.format(port=house.port, folder=house.folder))
-    assert "supervision: " + words in result.err
+def test_what_a_reload_cannot_change_is_said_before(stand_in, capsys, changed, words):
+    pid, old = stand_in.start(), stand_in.instance()
+    assert supervision.main(stand_in.reload_command() + changed) == 1
+    words = words.format(port=stand_in.port, folder=stand_in.folder)
+    assert capsys.readouterr().err == (
+        "supervision: pid %d was not signalled: %s; a reload keeps that, a restart would change it\n" % (pid, words))
+    assert (stand_in.services(), stand_in.instance()) == ([pid], old)
+
+
+def test_another_port_wants_a_restart(stand_in):
+    pid = stand_in.start()
+    stand_in.port = free_port()
+    stand_in.configure()
+    result = stand_in.run("reload")
+    assert (result.code, stand_in.services()) == (1, [pid])
+    assert "a reload keeps that, a restart would change it\n" in result.err
+    assert stand_in.run().code == 0 and stand_in.instance()
 
 
 def test_a_service_that_refuses_to_reload_is_quoted_at_once_each_time_anew(house, capsys):
     pid, old = house.start(), house.instance()
     house.configure(LOG_LEVEL="loud")
     for _ in range(2):
-        assert supervision.main(["reload", "--pid-file", str(house.pid_file), "--host", "127.0.0.1", "--port", str(house.port),
-                                 "--env-file", str(house.folder / "metrics.env")]) == 1
+        assert supervision.main(house.reload_command()) == 1
         assert "supervision: pid %d refuses to reload: METRICS_LOG_LEVEL is 'loud' (" % pid in capsys.readouterr().err
     assert (house.services(), house.instance()) == ([pid], old)
 
@@ -541,11 +553,12 @@ def test_what_speaks_tls_is_asked_by_tls_and_checked_where_its_certificate_can_b
 
 def test_what_is_said_in_the_settings_and_not_loaded_yet_decides_nothing(house):
     make_certificate(house.folder, "IP:127.0.0.1")
-    for scheme, more in (("http", {"TLS_CERT": "certificate.pem"}), ("https", {})):
-        assert house.run("reload" if house.pid() else "start").code == 0
-        house.configure(**more)
-        assert ", %s, instance " % house.url(scheme) in house.run("status").out
+    house.start()
+    house.configure(TLS_CERT="certificate.pem")
+    assert ", %s, instance " % house.url() in house.run("status").out
     assert house.run("reload").code == 0
+    house.configure()
+    assert ", %s, instance " % house.url("https") in house.run("status").out
 
 
 def test_figures_behind_a_password_are_checked_with_credentials_alone(house):
@@ -589,14 +602,14 @@ def test_with_another_port_in_the_settings_the_running_service_is_still_seen_as_
     assert house.run("start").code == 0
 
 
-def test_status_tells_settings_that_were_changed_but_not_loaded(house):
-    house.start()
-    assert "was changed" not in house.run("status").out
-    os.utime(str(house.folder / "metrics.env"), (time.time() + 1, time.time() + 1))
-    assert "metrics.env was changed after the start; reload or restart to load it\n" in house.run("status").out
-    wait_for(lambda: time.time() > (house.folder / "metrics.env").stat().st_mtime, "the time of the change")
-    assert house.run("reload").code == 0
-    assert "was changed" not in house.run("status").out
+def test_status_tells_settings_that_were_changed_but_not_loaded(stand_in):
+    stand_in.start()
+    assert "was changed" not in stand_in.run("status").out
+    os.utime(str(stand_in.folder / "metrics.env"), (time.time() + 1, time.time() + 1))
+    assert "metrics.env was changed after the start; reload or restart to load it\n" in stand_in.run("status").out
+    wait_for(lambda: time.time() > (stand_in.folder / "metrics.env").stat().st_mtime, "the time of the change")
+    assert stand_in.run("reload").code == 0
+    assert "was changed" not in stand_in.run("status").out
 
 
 def test_the_calling_shell_and_folder_do_not_reach_the_service(house):
@@ -606,33 +619,33 @@ def test_the_calling_shell_and_folder_do_not_reach_the_service(house):
     assert sorted(line.split("=")[0] for line in environ) == ["HOME", "LANG", "PATH"]
 
 
-def test_it_works_through_a_symbolic_link_from_an_empty_environment(house, tmp_path):
+def test_it_works_through_a_symbolic_link_from_an_empty_environment(stand_in, tmp_path):
     link = tmp_path / "again"
-    link.symlink_to(house.script)
+    link.symlink_to(stand_in.script)
     assert run(["env", "-i", "/bin/bash", link], cwd="/").code == 0
     assert run(["env", "-i", "/bin/bash", link, "status"], cwd="/").code == 0
 
 
-def test_it_needs_nothing_but_bash_coreutils_and_python(house, tmp_path):
+def test_it_needs_nothing_but_bash_coreutils_and_python(stand_in, tmp_path):
     tools = tmp_path / "tools"
     tools.mkdir()
     for tool in ("dirname", "env", "realpath", "stat", "tail"):
         (tools / tool).symlink_to(shutil.which(tool))
     env = {"PATH": str(tools), "PYTHON": sys.executable}
-    results = [run(["/bin/bash", house.script, verb], env=env) for verb in ("start", "status", "restart", "stop")]
-    assert [result.code for result in results] == [0] * 4, results
+    results = [run(["/bin/bash", stand_in.script, verb], env=env) for verb in ("start", "status", "restart", "reload", "stop")]
+    assert [result.code for result in results] == [0] * 5, results
 
 
-def test_a_dry_run_changes_nothing_and_prints_what_can_be_replayed(house):
-    pid = house.start()
-    before = house.files()
-    result = house.run("--dry-run")
-    assert (result.code, house.services(), house.files()) == (0, [pid], before)
+def test_a_dry_run_changes_nothing_and_prints_what_can_be_replayed(stand_in):
+    pid = stand_in.start()
+    before = stand_in.files()
+    result = stand_in.run("--dry-run")
+    assert (result.code, stand_in.services(), stand_in.files()) == (0, [pid], before)
     lines = [line[4:] for line in result.err.splitlines() if line.startswith("[#] ")]
     assert len(lines) == 2
     assert run(["bash", "-ec", "\n".join(lines)]).code == 0
-    assert house.services() == [house.pid()] != [pid]
-    assert " reload --pid-file " in house.run("reload", "--dry-run").err
+    assert stand_in.services() == [stand_in.pid()] != [pid]
+    assert " reload --pid-file " in stand_in.run("reload", "--dry-run").err
 
 
 @pytest.mark.parametrize("arguments, words", [
