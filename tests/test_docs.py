@@ -8,28 +8,34 @@ import functools
 import inspect
 import os
 import re
+import signal
 import sqlite3
 import subprocess
 import sys
 import xml.etree.ElementTree
+from http import HTTPStatus
 from pathlib import Path
 
 import pytest
 
+import credentials
 import eventlog
 import health_check
+import messages
 import metrics_service
 import store
 import supervision
-from conftest import ROOT, Service, make_database
+import webserver
+from conftest import ROOT, Service, make_database, turn_second, wait_for
 
 METRICS = ROOT / "docs" / "metrics.md"
 CONFIGURATION = ROOT / "docs" / "configuration.md"
+HTTP = ROOT / "docs" / "http.md"
 ARCHITECTURE = ROOT / "docs" / "architecture"
 RUNBOOK = ROOT / "docs" / "runbook.md"
 PAGES = sorted(ROOT.glob("README.md")) + sorted((ROOT / "docs").glob("**/*.md"))
 PROGRAMS = sorted(path.name for end in ("py", "sh", "sql") for path in ROOT.glob("*." + end))
-OWN_BLOCKS = ("service.", "database.", "requests.", "logging.")
+OWN_BLOCKS = ("service.", "database.", "requests.", "connections.", "tls", "logging.")
 
 Row = collections.namedtuple("Row", "section header cells")     # section: the second-level heading above it
 Answer = collections.namedtuple("Answer", "section status document")
@@ -106,14 +112,22 @@ SHIPMENTS = [
 ]
 
 
+def certify(folder):
+    """Runs the command by which the page makes a certificate; the settings that name its files."""
+    command = re.search(r"^openssl req [^`]*?(?=^\w|^```)", CONFIGURATION.read_text(), re.MULTILINE).group()
+    subprocess.run(["bash", "-ec", command], cwd=str(folder), check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return {"tls_cert": folder / "cert.pem", "tls_key": folder / "key.pem"}
+
+
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory):
-    """Answers of every kind: fresh, with and without rows, stale, unavailable."""
+    """Answers of every kind: fresh, with and without rows, with and without TLS, stale, unavailable, after a refused reload."""
     found = []
     for number, shipments in enumerate([SHIPMENTS, []]):
         folder = tmp_path_factory.mktemp("docs")
         database = make_database(folder / "shipments.db", shipments)
-        service = Service(folder, database, query_timeout=0.1, **({"log_file": folder / "log"} if number else {}))
+        service = Service(folder, database, query_timeout=0.1, stale_seconds=60,
+                          **({"log_file": folder / "log"} if number else certify(folder)))
         writer = sqlite3.connect(str(database), isolation_level=None)
         if number:
             writer.execute("BEGIN EXCLUSIVE")     # the first answers are then of a service that never saw its database
@@ -121,8 +135,11 @@ def answers(tmp_path_factory):
             service.start()
             found += collect(service)
             writer.execute("COMMIT" if number else "BEGIN EXCLUSIVE")
+            turn_second()
             found += collect(service)
             database.rename(folder / "moved.db")
+            service.process.send_signal(signal.SIGHUP)
+            wait_for(lambda: "reload_refused" in service.text(), "the reload to be refused")
             found += collect(service)
         finally:
             writer.close()
@@ -147,7 +164,7 @@ def test_every_documented_field_is_in_an_answer(answers):
     seen = {(answer.section, path) for answer in answers for path in documented(answer.section)
             for name, _ in leaves(answer.document) if matches(path, name)}
     wanted = {(row.section, path) for kind in ("field", "member") for row in rows(METRICS, kind) for path in coded(row.cells[0])}
-    objects = {("/metrics", "stale")}   # null in most answers, and an object in the others
+    objects = {("/metrics", "stale"), ("/metrics", "tls"), ("Problem documents", "tls")}     # or null
     assert wanted - seen - objects == set()
 
 
@@ -163,7 +180,7 @@ def test_a_field_is_documented_as_null_exactly_where_it_can_be(answers):
 UNITS = {
     "time": r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", "date": r"\d{4}-\d\d-\d\d", "hour": r"\d{4}-\d\d-\d\dT\d\d", "word": r"[a-z_]+",
     "hex": r"[0-9a-f]{32}", "path": r"[\w/.#-]+", "text": r".+", "0 to 1": r"0\.\d+|1\.0", "seconds": r"-?\d+(\.\d+)?|\d+e-\d+",
-    "true or false": "True|False",
+    "true or false": "True|False", "days": r"-?\d+\.\d+",
 }   # any other unit is counted
 
 
@@ -182,10 +199,10 @@ def test_a_problem_of_the_request_has_the_first_four_members(answers):
 
 
 def reasons():
-    """Every reason word that metrics_service.py gives to the database, to the log or to itself."""
-    source = inspect.getsource(metrics_service)
+    """Every reason word that the service gives to the database, to the log or to itself."""
+    source = "".join(inspect.getsource(module) for module in (metrics_service, store, eventlog))
     literal = re.findall(r'(?:Trouble\(|\breason=)"(\w+)"', source)
-    for function in (metrics_service.damage, metrics_service.obstacle):
+    for function in (store.damage, store.obstacle):
         literal += re.findall(r'return "(\w+)", ', inspect.getsource(function))
     return set(literal) | {reason for _, reason in store.MESSAGES} | set(eventlog.ERRNO_REASONS.values())
 
@@ -196,6 +213,47 @@ def test_the_list_of_reasons_is_closed():
 
 def test_the_runbook_has_a_section_for_every_reason():
     assert {coded(row.cells[0])[0] for row in rows(METRICS, "reason")} - anchors(RUNBOOK) == set()
+
+
+SIGNS = {"webserver.READ", "webserver.WRITE", "messages.CHUNKED", "webserver.CHUNKED"}     # numbers that are no limits
+SERVER = {"webserver": webserver, "messages": messages}
+
+
+def test_every_limit_of_the_server_is_documented_with_its_value_and_nothing_else():
+    found = {"%s.%s" % (module, name): value for module in SERVER for name, value in vars(SERVER[module]).items()
+             if name.isupper() and isinstance(value, (int, float))}
+    listed = {coded(row.cells[2])[0]: float(row.cells[1].partition(" ")[0]) for row in rows(HTTP, "limit")}
+    assert listed == {name: value for name, value in found.items() if name not in SIGNS}
+
+
+def test_every_status_code_that_the_server_gives_is_documented_and_no_other():
+    source = "".join(inspect.getsource(module) for module in (webserver, messages, metrics_service))
+    words = r'(?:Refusal|problem|answer|send_error)\((\d{3})|(?:else|=) (\d{3})\b|HTTP/1\.1 (\d{3}) |(\d{3}) if '
+    final = {str(int(status)) for status in HTTPStatus if status >= 200}
+    given = {code for match in re.findall(words, source) for code in match if code in final}
+    assert {coded(row.cells[0])[0] for row in rows(HTTP, "status")} == given | {"500"}  # by an exception's status
+
+
+def test_a_status_that_ends_the_connection_is_documented_as_such():
+    refused = set(re.findall(r"Refusal\((\d{3})", inspect.getsource(messages) + inspect.getsource(webserver)))
+    closing = {coded(row.cells[0])[0] for row in rows(HTTP, "status") if row.cells[2].startswith("closes")}
+    assert closing == refused | {"400", "408", "503"}   # by refuse(), expire() and turn_away()
+
+
+def test_the_headers_of_every_answer_are_documented_with_their_values():
+    listed = {coded(row.cells[0])[0]: row.cells[1].strip("`") for row in rows(HTTP, "header")}
+    varying = {name: listed[name] for name in ("Date", "Content-Length")}
+    assert listed == dict(messages.SECURITY, Server=messages.NAME, **varying)
+
+
+def test_the_page_names_the_methods_that_are_served():
+    served = next(row.cells[1] for row in rows(HTTP, "part") if row.cells[0] == "method")
+    assert coded(served) == list(webserver.METHODS)
+
+
+def test_the_limits_of_wrong_passwords_are_documented():
+    listed = [tuple(float(number) for number in re.findall(r"\d+", " ".join(row.cells))) for row in rows(CONFIGURATION, "of")]
+    assert listed == [(credentials.BURST, credentials.RATE), (credentials.ALL_BURST, credentials.ALL_RATE)]
 
 
 def settings_rows(section):
