@@ -6,7 +6,8 @@
 Every server runs on one core, the load and the writer on another. All servers are up at once and take turns, round by round,
 so that a slow moment of the machine meets all; what is printed are medians over the rounds, except the worst answer and the
 failures, which are those of all rounds. Answers have the same number of bytes everywhere. `cpu` is the server's share of its
-core: far below 100 % something else was the limit. `others` is what processes that are not ours took from both cores: noise.
+core: far below 100 % something else was the limit. `others` is what processes that are not ours took from both cores: on a
+busy machine look at the requests for each CPU second, which noise hardly moves.
 wrk is used where it is installed (it counts a stalled answer several times, for the requests that it held up), else the load
 generator below. Latency at one connection is always by the latter.
 """
@@ -296,7 +297,7 @@ def foreign():
     names = {"cpu%d" % core for core in (SERVER_CORE, LOAD_CORE)}
     lines = [line.split() for line in Path("/proc/stat").read_text().splitlines()]
     busy = sum(int(field) for line in lines if line[0] in names for field in line[1:4]) / TICKS  # user, nice, system
-    return busy - cpu(sessions(started)) - time.process_time()
+    return busy - cpu(sessions(started)) - sum(os.times()[:4])  # the last: ours, and of the children that ended
 
 
 def commits(database):
@@ -379,16 +380,16 @@ def load_command(options, port, connections, seconds):
 
 
 def measure(server, options, connections, seconds):
-    """A Round of the server. Its usage is looked at over the middle of the load, with all connections open."""
+    """A Round of the server; its memory and threads are those near the end of the load, with all connections open."""
+    began, before, noise, written = time.monotonic(), server.usage(), foreign(), commits(options.database)
     with child(load_command(options, server.port, connections, seconds), stdout=subprocess.PIPE) as load:
-        time.sleep(.3 * seconds)
-        began, first, noise, written = time.monotonic(), server.usage(), foreign(), commits(options.database)
-        time.sleep(.5 * seconds)
-        passed, last, noise = time.monotonic() - began, server.usage(), foreign() - noise
-        written = commits(options.database) - written
+        time.sleep(.8 * seconds)
+        during = server.usage()
         report = load.communicate(timeout=seconds + 30)[0].splitlines()[-1]
-    others = max(0, noise) / len({SERVER_CORE, LOAD_CORE})
-    return Round(Load(**json.loads(report)), last, (last.cpu - first.cpu) / passed, others / passed, written / passed)
+    passed, used = time.monotonic() - began, server.usage().cpu - before.cpu
+    noise = max(0, foreign() - noise) / len({SERVER_CORE, LOAD_CORE})
+    written = commits(options.database) - written
+    return Round(Load(**json.loads(report)), during, used / passed, noise / passed, written / passed)
 
 
 def median(values):
@@ -398,7 +399,8 @@ def median(values):
 def summary(rounds, single, many):
     """The figures of one server, by name."""
     loads, singles = [each.load for each in rounds], [each.load for each in single]
-    figures = {"requests_per_second": median(load.rate for load in loads)}
+    figures = {"requests_per_second": median(load.rate for load in loads),
+               "requests_per_cpu_second": median(each.load.rate / max(each.cpu, .01) for each in rounds)}
     figures.update((name + "_ms", median(getattr(load, name) for load in loads)) for name in ("p50", "p95", "p99"))
     figures.update(
         max_ms=max(load.max for load in loads), failed=sum(load.failed for load in loads + singles) + many.load.failed,
@@ -429,7 +431,8 @@ def compare(recipes, options, writes):
     ratios = {name: median(ours.load.rate / max(other.load.rate, 1) for ours, other in zip(rounds[OURS], rounds[name]))
               for name in rounds if name != OURS}
     figures = {name: summary(rounds[name], single[name], many[name]) for name in rounds}
-    return {"writes_per_second": writes, "servers": figures, "ratios": ratios}
+    cheaper = {name: figures[OURS]["requests_per_cpu_second"] / figures[name]["requests_per_cpu_second"] for name in ratios}
+    return {"writes_per_second": writes, "servers": figures, "ratios": ratios, "cpu_ratios": cheaper}
 
 
 def starts(recipes, options):
@@ -475,9 +478,10 @@ def table(head, rows):
 def show_run(run, start):
     rows = run["servers"].items()
     print("\n%d writes/s wanted" % run["writes_per_second"])
-    table(("%d connections" % CONNECTIONS, "req/s|p50 ms|p95 ms|p99 ms|max ms|failed|cpu|others|writes/s".split("|")), [
+    table(("%d connections" % CONNECTIONS, "req/s|p50 ms|p95 ms|p99 ms|max ms|failed|cpu|req/cpu s|others|writes/s".split("|")), [
         (name, (round(of["requests_per_second"]), of["p50_ms"], of["p95_ms"], of["p99_ms"], of["max_ms"], of["failed"],
-                "%.0f%%" % (of["cpu"] * 100), "%.0f%%" % (of["others"] * 100), round(of["commits_per_second"])))
+                "%.0f%%" % (of["cpu"] * 100), round(of["requests_per_cpu_second"]), "%.0f%%" % (of["others"] * 100),
+                round(of["commits_per_second"])))
         for name, of in rows])
     table(("start; 1 connection; memory", "start ms|p50 ms|p99 ms|max ms|MiB at 16|peak|threads".split("|")), [
         (name, (round(start[name]), of["single_p50_ms"], of["single_p99_ms"], of["single_max_ms"], of["resident_mib"],
@@ -487,7 +491,8 @@ def show_run(run, start):
         for name, of in ((name, of["many"]) for name, of in rows)])
     print()
     for name, ratio in run["ratios"].items():
-        print("%s answers %.2f times as many as %s" % (OURS, ratio, name))
+        print("%s answers %.2f times as many as %s, %.2f times as many for each CPU second" % (
+            OURS, ratio, name, run["cpu_ratios"][name]))
 
 
 def show(result):
