@@ -551,6 +551,18 @@ def test_what_speaks_tls_is_asked_by_tls_and_checked_where_its_certificate_can_b
     assert "restart_service: done: %s answers, instance " % house.url("https") in result.err
 
 
+def test_a_certificate_that_has_ended_is_no_matter_of_where_one_asks_from(house):
+    make_certificate(house.folder, "IP:127.0.0.1")
+    pair = ["-in", "certificate.pem", "-signkey", "certificate.pem"]
+    subprocess.run(["openssl", "x509"] + pair + ["-days", "-1", "-out", "ended.pem"], check=True, cwd=str(house.folder),
+                   stderr=subprocess.DEVNULL)
+    house.configure(TLS_CERT="ended.pem", TLS_KEY="certificate.pem")
+    result = house.run("start")
+    assert (result.code, len(house.services())) == (1, 1)
+    assert "certificate has expired" in result.out
+    assert result.err.endswith("restart_service: the service answers, but health_check.py is not content\n")
+
+
 def test_what_is_said_in_the_settings_and_not_loaded_yet_decides_nothing(house):
     make_certificate(house.folder, "IP:127.0.0.1")
     house.start()
