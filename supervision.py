@@ -476,14 +476,18 @@ def _socket_owners(inodes):
     return owners
 
 
+def _resolve(host, port):
+    return {ipaddress.ip_address(entry[4][0].split("%")[0]) for entry in
+            socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)}
+
+
 def listeners(host, port):
     """Return the Listeners that a server on this host and port would meet, one for each process that has the socket open.
 
     Port 0 stands for every port. From /proc/net/tcp and tcp6; a wildcard on either side meets every address of its
     family, and `::` those of IPv4 too. Raises OSError (socket.gaierror) when the host's name does not resolve.
     """
-    wanted = {ipaddress.ip_address(entry[4][0].split("%")[0]) for entry in
-              socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)}
+    wanted = _resolve(host, port)
     found = [row for row in _listening(port) if any(_meet(row[1], one) for one in wanted)]
     pids = _socket_owners({row[0] for row in found}) if found else {}
     return [Listener(pid, inode, str(address), at) for inode, address, at in found for pid in pids.get(inode, [None])]
@@ -597,8 +601,10 @@ def reexec(command, listener, lock, state):
     """Run another program as this same process, which takes over our listening socket, our PidFile and these bytes.
 
     The socket is handed over as handed_sockets() takes it, the rest as inherited() does; LIFE_SIGNALS wait until unblock().
-    Other descriptors that `state` names must be inheritable and from KEPT_FROM up. No other thread may be at work.
-    Never returns. Raises OSError when the program cannot be run; then all is as it was.
+    Other descriptors that `state` names must be inheritable and must not be LISTEN_FDS_START; no other thread may be at
+    work. Call it in a block of blocked() that began before the last look at the signals that had arrived: one that arrives
+    behind that look, and is handled, is lost. Never returns. Raises OSError when the program cannot be run; then all is as
+    it was.
     """
     with contextlib.ExitStack() as undo:
         undo.enter_context(blocked())
@@ -1009,22 +1015,20 @@ def stand_by(command, target, seconds):
 
 
 def env_file_of(pid):
-    """Return the path that a process of ours was given by --env-file, None when there was none."""
-    arguments = command_line(pid)
-    given = [value for name, value in zip(arguments, arguments[1:]) if name == "--env-file"]
-    return os.path.realpath(os.path.join(_link(pid, "cwd") or "/nowhere", given[0])) if given else None
+    """Return the path that a process was given by --env-file, None when there was none."""
+    given = re.search("\0--env-file[=\0]([^\0]+)", "\0".join(command_line(pid)))
+    return os.path.realpath(os.path.join(_link(pid, "cwd") or "/nowhere", given.group(1))) if given else None
 
 
-def fixed(instance, target, env_file):
-    """Return why a reload would not bring the instance to the settings of a target, None when it would."""
-    started_with, wanted = env_file_of(instance.pid), env_file and os.path.realpath(env_file)
-    if started_with != wanted:
+def immovable(instance, target, env_file):
+    """Return why no reload would bring the instance to these settings, None when it may."""
+    given, wanted = env_file_of(instance.pid), env_file and os.path.realpath(env_file)
+    if given != wanted:
         return "it was started with {}, not {}".format(*("--env-file " + path if path else "no --env-file"
-                                                         for path in (started_with, wanted)))
+                                                         for path in (given, wanted)))
     mine = [one for one in port_holders(target._replace(host="::", port=0)) if one.pid == instance.pid]
-    wanted = {ipaddress.ip_address(entry[4][0].split("%")[0]) for entry in
-              socket.getaddrinfo(target.host or None, target.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)}
-    if not [one for one in mine if ipaddress.ip_address(one.address) in wanted and target.port in (0, one.port)]:
+    addresses = _resolve(target.host, target.port)
+    if not [one for one in mine if ipaddress.ip_address(one.address) in addresses and target.port in (0, one.port)]:
         return "it listens on {}, not {} port {}".format(
             ", ".join("{} port {}".format(one.address, one.port) for one in mine) or "no port", target.host, target.port)
     return None
@@ -1178,12 +1182,13 @@ def cmd_replace(target, options):
         return cmd_stop(target, options) or cmd_start(target, options)
     child = stand_by(options.command, target, options.timeout)
     try:
+        end(instance, target, options.timeout)
+    except (Failure, OSError) as error:
         if not ended(instance):
-            end(instance, target, options.timeout)
-    except (Failure, OSError):
-        child.kill()
-        child.wait()
-        raise
+            child.kill()
+            child.wait()
+            raise
+        say(str(error))     # it ended by itself, or left its port to somebody: the successor's own fate tells the rest
     return _report(await_ready(target, options.old, options.timeout, child), options)
 
 
@@ -1191,7 +1196,7 @@ def cmd_reload(target, options):
     found = find(target)
     if not found.instance:
         raise Failure("; ".join(["nothing is proven to be this instance, so that nothing was signalled"] + found.unproven))
-    reason = fixed(found.instance, target, options.env_file)
+    reason = immovable(found.instance, target, options.env_file)
     if reason:
         raise Failure("pid {} was not signalled: {}; a reload keeps that, a restart would change it".format(
             found.instance.pid, reason))
