@@ -22,6 +22,7 @@ import pytest
 import eventlog
 import health_check
 import store
+import webserver
 from conftest import ROOT, Service, wait_for
 
 PAGES = ROOT / "docs" / "incidents"
@@ -414,18 +415,23 @@ def check_words():
     return (words | stages | {ending[1] for ending in health_check.ENDINGS} | set(health_check.FILE_REASONS.values()) | {"io_error"})
 
 
+def counter_words():
+    """Every counter of connections that tells of a trouble."""
+    return {name + "_total" for name in webserver.COUNTS} - {"accepted_total", "idle_timeouts_total"}
+
+
 def headings():
     return re.findall(r"^### (.+)$", RUNBOOK.read_text(), re.MULTILINE)
 
 
 def test_the_runbook_has_an_entry_for_every_word_that_is_printed_and_for_no_other():
     entries = {heading for heading in headings() if WORD.match(heading)}
-    assert entries == service_words() | check_words()
+    assert entries == service_words() | check_words() | counter_words()
 
 
 def test_the_collection_of_words_has_those_that_each_of_its_ways_finds():
     assert {"config_invalid", "database_stale", "schema_mismatch", "log_fallback", "hot_journal", "truncated", "defect",
-            "encoding", "denied"} <= service_words()
+            "encoding", "denied", "reload_refused", "certificate_ends", "accept_failed"} <= service_words()
     assert {"refused", "silent", "credentials", "proxy", "certificate", "frozen", "inconsistent", "not_ready", "stale"} <= check_words()
 
 
