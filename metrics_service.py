@@ -701,9 +701,13 @@ def outcome(code, output):
     return None if code == 0 else "; ".join(errors or lines[-1:]) or "--check ended with exit code %d and no word" % code
 
 
+class Overtaken(Exception):
+    """Another signal came before a --check had ended."""
+
+
 def recheck(env_file, signals):
-    """Runs --check of the code and the settings as they are now, in a process of their own; why they are refused, or None. The
-    next signal ends it early: a stop shall not wait for it, and after another reload it would be outdated."""
+    """Runs --check of the code and the settings as they are now, in a process of their own; why they are refused, or None. Raises
+    Overtaken at the next signal: a stop shall not wait for it, and after another reload it would be outdated."""
     deadline, output = time.monotonic() + CHECK_SECONDS, b""
     with subprocess.Popen(own_command(env_file, "--check"), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                           stderr=subprocess.STDOUT) as child:
@@ -711,7 +715,9 @@ def recheck(env_file, signals):
             ready = select.select([child.stdout, signals.reader], [], [], max(0, deadline - time.monotonic()))[0]
             if child.stdout not in ready or signals.reader in ready:
                 child.kill()
-                return "--check was ended by another signal" if ready else "--check took longer than %d s" % CHECK_SECONDS
+                if ready:
+                    raise Overtaken
+                return "--check took longer than %d s" % CHECK_SECONDS
             data = os.read(child.stdout.fileno(), 65536)
             if not data:
                 break
@@ -720,8 +726,11 @@ def recheck(env_file, signals):
 
 
 def immovable(settings, env_file):
-    """Why a reload could not bring the settings as they are now: what belongs to the process stays with it. None if it could."""
-    new = read_settings(env_file)[0]
+    """Why a reload could not bring the settings as they are now: what belongs to the process stays with it. None if it could, and
+    where they are bad: --check says that better."""
+    new, complaints = read_settings(env_file)
+    if complaints:
+        return None
     moved = [(name, getattr(settings, name), getattr(new, name)) for name in ("host", "port", "pid_file")]
     words = ["METRICS_%s from %s to %s" % (name.upper(), old, new) for name, old, new in moved if old != new]
     return "a reload cannot change %s; restart instead" % " and ".join(words) if words else None
@@ -753,7 +762,10 @@ class Life:
             name = self.signals.wait()
             if name != "SIGHUP" or not lock:
                 return self.stop(name)
-            refusal = immovable(self.settings, self.env_file) or recheck(self.env_file, self.signals) or self.reload(lock)
+            try:
+                refusal = immovable(self.settings, self.env_file) or recheck(self.env_file, self.signals) or self.reload(lock)
+            except Overtaken:
+                continue
             self.service.refuse_reload(refusal)
 
     def reload(self, lock):
