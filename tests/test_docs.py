@@ -351,6 +351,13 @@ def test_the_architecture_names_every_program():
     assert {name for row in rows(ARCHITECTURE / "README.md", "file") for name in coded(row.cells[0])} == set(PROGRAMS)
 
 
+def test_the_architecture_counts_the_threads():
+    page, picture = ((ARCHITECTURE / name).read_text(encoding="utf-8") for name in ("README.md", "diagram.svg"))
+    assert "of %d workers" % webserver.WORKERS in page and ">%d workers<" % webserver.WORKERS in picture
+    assert "%d others do so already" % webserver.SLOTS in page.replace("\n   ", " ")
+    assert "%d never wait" % (webserver.WORKERS - webserver.SLOTS) in page
+
+
 def test_the_picture_is_xml_that_names_only_programs_that_exist():
     picture = xml.etree.ElementTree.parse(str(ARCHITECTURE / "diagram.svg"))
     text = " ".join(element.text or "" for element in picture.iter())
