@@ -665,6 +665,10 @@ class Signals:
             if number in self.before:
                 return signal.Signals(number).name
 
+    def waiting(self):
+        """Whether a signal came that wait() has not yet given."""
+        return bool(select.select([self.reader], [], [], 0)[0])
+
     def __exit__(self, *exception):
         for number, handler in self.before.items():
             signal.signal(number, handler)
@@ -702,7 +706,7 @@ def outcome(code, output):
 
 
 class Overtaken(Exception):
-    """Another signal came before a --check had ended."""
+    """Another signal came before a reload had begun."""
 
 
 def recheck(env_file, signals):
@@ -769,17 +773,20 @@ class Life:
             self.service.refuse_reload(refusal)
 
     def reload(self, lock):
-        """Goes on as the program and with the settings that the files hold by now; comes back only to say why not."""
-        event(logging.INFO, "service_reloading", instance=self.service.instance)
-        try:
-            if not self.server.pause(self.settings.drain_seconds):
-                return "the requests in flight were not finished within METRICS_DRAIN_SECONDS"
-            state = json.dumps(self.server.freeze()).encode()
-            supervision.reexec(own_command(self.env_file), self.server.socket, lock, state)
-        except OSError as error:
-            return "the new program cannot be run: %s" % error
-        finally:
-            with supervision.blocked():
+        """Goes on as the program and with the settings that the files hold by now; comes back only to say why not. Raises
+        Overtaken."""
+        with supervision.blocked():     # the program to come takes the signals that come from here on
+            if self.signals.waiting():
+                raise Overtaken
+            event(logging.INFO, "service_reloading", instance=self.service.instance)
+            try:
+                if not self.server.pause(self.settings.drain_seconds):
+                    return "the requests in flight were not finished within METRICS_DRAIN_SECONDS"
+                state = json.dumps(self.server.freeze()).encode()
+                supervision.reexec(own_command(self.env_file), self.server.socket, lock, state)
+            except OSError as error:
+                return "the new program cannot be run: %s" % error
+            finally:
                 self.server.resume()
 
     def stop(self, name):
