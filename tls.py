@@ -67,8 +67,9 @@ class SecureHandler(Handler):
         return True
 
     def finish(self):
-        with contextlib.suppress(OSError):  # close_notify; the client's own has not come yet
-            self.connection.unwrap()
+        if self.step not in (SecureHandler.begin, Handler.discard):     # else there is no TLS yet, or no more
+            with contextlib.suppress(OSError):  # close_notify; the client's own has not come yet
+                self.connection.unwrap()
         return super().finish()
 
 
