@@ -285,6 +285,20 @@ def test_a_setting_takes_its_documented_values_and_no_others(name):
             setting.parse(value, "/")
 
 
+def test_what_a_reload_cannot_change_is_documented():
+    cell = next(row.cells[1] for row in rows(CONFIGURATION, "a reload") if row.cells[0] == "cannot change")
+    fields = re.search(r"for name in \((.*?)\)", inspect.getsource(metrics_service.immovable)).group(1)
+    assert [name for name in coded(cell) if name in metrics_service.VARIABLES] == [
+        "METRICS_" + name.upper() for name in re.findall(r'"(\w+)"', fields)]
+
+
+def test_the_times_of_a_reload_and_of_a_certificate_are_documented():
+    page = prose(CONFIGURATION)
+    assert "for %d seconds at most" % metrics_service.CHECK_SECONDS in page
+    assert "From %d days before its end" % (metrics_service.CERTIFICATE_NOTICE / 86400) in page
+    assert metrics_service.CERTIFICATE_NOTICE == health_check.CERTIFICATE_NOTICE
+
+
 def test_every_setting_of_the_check_is_documented_with_its_default_and_nothing_else():
     found = {name: None if cells[1] == "unset" else coded(cells[1])[0] for name, cells in settings_rows("The check").items()}
     assert found == {health_check.variable(option): option.default for option in health_check.OPTIONS}
