@@ -52,6 +52,7 @@ PIECE = 16384           # bytes of one read
 METHODS = ("GET", "HEAD")
 
 COUNTS = ("accepted", "refused", "evicted", "head_timeouts", "idle_timeouts", "write_timeouts", "tls_failures")
+M_ARENA_MAX = -8        # of malloc.h
 STARVED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 FULL = b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 0\r\nRetry-After: 1\r\n\r\n"
 
@@ -300,8 +301,15 @@ def connection_limit():
     return max(1, min(MAX_CONNECTIONS, soft - min(RESERVE, soft // 2)))
 
 
+def share_arena():
+    """Has all threads allocate from one place (mallopt(3)): as the interpreter runs one at a time, places of their own, which
+    glibc gives them, would only cost memory."""
+    with contextlib.suppress(AttributeError):           # another libc
+        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
+
+
 def trim():
-    """Gives freed memory back to the kernel: malloc_trim(3) of glibc, which else keeps what a thousand connections once took."""
+    """Gives freed memory back to the kernel (malloc_trim(3)), which glibc else keeps after a thousand connections."""
     with contextlib.suppress(AttributeError):           # another libc
         ctypes.CDLL(None).malloc_trim(0)
 
@@ -319,6 +327,7 @@ class Server(http.server.HTTPServer):
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 0, int(LINGER * 1e6)))
         self.limit = connection_limit()
+        share_arena()
         self.lock = threading.Lock()                    # of all that follows
         self.work = threading.Condition(self.lock)      # something is in the queue
         self.rest = threading.Condition(self.lock)      # a worker has nothing to do, or a connection is gone
