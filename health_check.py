@@ -51,7 +51,8 @@ LOOPBACK = re.compile(r"localhost|127\.[0-9.]+|::1")
 LOG_LINE = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[.\d]*)Z ([A-Z]+) (.+)")
 LOG_FIELD = re.compile(r' (\w+)=("(?:[^"\\]|\\.)*"|\S*)')
 REFUSED_START = ("start_failed", "config_invalid")     # since the service runs, another process wrote these to its log
-ENDED_BY_RECOVERY = ("database_unavailable", "schema_mismatch")     # by the event database_recovered
+ENDED_BY = {"database_unavailable": "database_recovered", "schema_mismatch": "database_recovered",
+            "credentials_invalid": "credentials_recovered", "accept_failed": "accept_recovered"}
 FILE_REASONS = {FileNotFoundError: "missing", NotADirectoryError: "missing", IsADirectoryError: "not_a_file",
                 PermissionError: "denied"}
 
@@ -512,6 +513,10 @@ def read_logs(path, since):
     return [entry for entry in entries if entry.time >= since], whole or entries[0].time <= since
 
 
+def event_of(entry):
+    return entry.text.split(" ")[0]
+
+
 def is_error(entry):
     """Whether an entry is an error, unless a request of this very check caused it: the check would keep its own alarm alive."""
     if entry.level != "ERROR":
@@ -547,13 +552,13 @@ def judge_file(site):
     except OSError as error:
         raise Trouble(UNKNOWN, FILE_REASONS.get(type(error), "io_error"), "{}: {}".format(path, error.strerror))
     errors = [entry for entry in entries if is_error(entry) and not (site.logging and entry.text.startswith(REFUSED_START))]
-    over = max([entry.time for entry in entries if entry.text.startswith("database_recovered")], default="")
-    lasting = [entry for entry in errors if entry.time > over or not entry.text.startswith(ENDED_BY_RECOVERY)]
+    ends = {event_of(entry): entry.time for entry in sorted(entries) if event_of(entry) in ENDED_BY.values()}
+    lasting = [entry for entry in errors if entry.time > ends.get(ENDED_BY.get(event_of(entry)), "")]
     if lasting:
         told = "errors since {1}Z: {0}, the last: {2}Z {3}".format(len(lasting), since, lasting[-1].time, lasting[-1].text)
         return Finding(FAILING, "log_errors", told)
     if errors:
-        return Finding(WARNING, "recovered", "errors since {}Z: {}, over since {}Z".format(since, len(errors), over))
+        return Finding(WARNING, "recovered", "errors since {}Z: {}, over since {}Z".format(since, len(errors), max(ends.values())))
     if not complete or not site.logging:
         return judge_report(site)
     return Finding(OK, None, "no error since {}Z in {}".format(since, path))

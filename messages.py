@@ -1,7 +1,7 @@
 """HTTP messages: bytes in, Head out; Response in, bytes out. To RFC 9110, 9112 and 3986, for servers of GET and HEAD.
 
 What two parsers could understand in two ways is refused, since one of the two may be a proxy in front of us. Nothing in here
-waits, reads or writes: whoever has received bytes asks check_unfinished, read_head and skip_chunks what they are.
+waits, reads or writes: whoever has received bytes asks check_unfinished, read_head and Body.take what they are.
 Errors are application/problem+json (RFC 9457).
 """
 
@@ -19,6 +19,7 @@ FIELDS_MAX = 100        # of a head
 BODY_MAX = 65536        # bytes of a body, which is read and thrown away
 METHOD_MAX = 32         # bytes of a method; the longest registered one has 17
 NAME = "metrics_service"
+PHRASES = {413: "Content Too Large", 414: "URI Too Long"}
 
 SECURITY = (
     ("Cache-Control", "no-store"), ("X-Content-Type-Options", "nosniff"), ("X-Frame-Options", "DENY"),
@@ -219,38 +220,82 @@ def check_unfinished(data):
         read_line(data)
 
 
-def skip_trailers(data, at, line_end):
-    """The end of the trailer section, which starts behind the last chunk's line (RFC 9112, 7.1.2)."""
-    end = data.find(b"\r\n\r\n", line_end) + 4
-    if end < 4:
-        return None, at
-    if not FIELDS.fullmatch(data, line_end + 2, end):
-        refuse("a trailer field is not 'name: value'")
-    return end, at
+class Body:
+    """A body on its way, of which nothing is kept: take() what has come until `whole`."""
 
+    def __init__(self, length):
+        self.chunked = length == CHUNKED
+        self.left = 0 if self.chunked else length   # bytes until its end, or until that of the chunk
+        self.open = False                           # the CRLF behind a chunk is due
+        self.size, self.whole = 0, False
 
-def skip_chunks(data, at):
-    """(where the chunked body ends or None, where to go on) from the chunk that starts at `at` (RFC 9112, 7.1). Raises Refusal."""
-    while True:
+    def take(self, data):
+        """What of the data is not of the body, or not yet to be told what it is. Raises Refusal."""
+        at = 0
+        while not self.whole:
+            if self.left:
+                taken = min(self.left, len(data) - at)
+                at, self.left = at + taken, self.left - taken
+                if self.left:
+                    break
+            if not self.chunked:
+                self.whole = True
+                break
+            end = self.end_chunk(data, at) if self.open else self.start_chunk(data, at)
+            if end is None:
+                break
+            at = end
+        return data[at:]
+
+    def end_chunk(self, data, at):
+        """Where the CRLF behind a chunk ends, None where it has not come."""
+        if not b"\r\n".startswith(data[at:at + 2]):
+            refuse("a chunk does not end where its size says")
+        if len(data) < at + 2:
+            return None
+        self.open = False
+        return at + 2
+
+    def start_chunk(self, data, at):
+        """Where the next chunk's bytes start, or the body ends with the last one (RFC 9112, 7.1); None as above."""
         chunk = CHUNK.match(data, at)
         if not chunk:
             if b"\r\n" in data[at:at + CHUNK_LINE_MAX] or len(data) - at >= CHUNK_LINE_MAX:
                 refuse("a chunk does not start with its size")
-            return None, at
-        size = int(chunk.group(1), 16)
-        if not size:
-            return skip_trailers(data, at, chunk.end() - 2)
-        end = chunk.end() + size
-        if size > BODY_MAX:
+            return None
+        self.left = int(chunk.group(1), 16)
+        if not self.left:
+            return self.end_body(data, chunk.end())
+        self.size, self.open = self.size + self.left, True
+        if self.size > BODY_MAX:
             raise Refusal(413, "a body may have %d bytes here" % BODY_MAX)
-        if data[end:end + 2] not in (b"", b"\r", b"\r\n"):
-            refuse("a chunk does not end where its size says")
-        if len(data) < end + 2:
-            return None, at
-        at = end + 2
+        return chunk.end()
+
+    def end_body(self, data, at):
+        """Where the trailer section that starts here ends (RFC 9112, 7.1.2); None as above."""
+        end = data.find(b"\r\n\r\n", at - 2) + 4
+        if end < 4:
+            if len(data) - at > HEAD_MAX:
+                raise Refusal(431, "trailers may have %d bytes" % HEAD_MAX)
+            return None
+        if not FIELDS.fullmatch(data, at, end):
+            refuse("a trailer field is not 'name: value'")
+        self.whole = True
+        return end
+
+    def taken(self, length):
+        """Bytes that leave another Body of the length where this one is: what was in them does not matter."""
+        if not self.chunked:
+            return b"x" * (length - self.left)
+        return b"%x\r\n" % self.left if self.left else b"1\r\nx" if self.open else b""
 
 
 # Answers
+
+def phrase_of(status):
+    """The reason phrase of RFC 9110, 15, whichever RFC this Python's http.HTTPStatus has it from."""
+    return PHRASES.get(int(status), HTTPStatus(status).phrase)
+
 
 class Response:
     """An answer; `head` is what of it is the same whenever it is sent. A CR or LF in a field raises ValueError."""
@@ -258,7 +303,7 @@ class Response:
     def __init__(self, status, content_type, body, fields=()):
         self.status, self.body = int(status), body
         names = {name for name, _ in fields}
-        lines = ["HTTP/1.1 %d %s" % (status, HTTPStatus(status).phrase), "Server: " + NAME, "Content-Type: " + content_type,
+        lines = ["HTTP/1.1 %d %s" % (status, phrase_of(status)), "Server: " + NAME, "Content-Type: " + content_type,
                  "Content-Length: %d" % len(body)]
         lines += ["%s: %s" % field for field in itertools.chain(fields, (f for f in SECURITY if f[0] not in names))]
         if any(CONTROL.search(line) for line in lines):
@@ -274,7 +319,7 @@ def json_answer(status, document, content_type="application/json", fields=()):
 
 def problem(status, detail, fields=(), **members):
     """A problem+json Response: the status in words, the detail as a sentence or None, further members as they are."""
-    phrase = HTTPStatus(status).phrase
+    phrase = phrase_of(status)
     document = {"type": "about:blank", "title": phrase, "status": int(status), "detail": detail or phrase}
     document.update(members)
     return json_answer(int(status), document, "application/problem+json", fields)

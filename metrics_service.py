@@ -33,6 +33,7 @@ import shutil
 import signal
 import socket
 import sqlite3
+import stat
 import subprocess
 import sys
 import tempfile
@@ -320,6 +321,9 @@ class Service:
         event(logging.ERROR, "request_failed", reason="defect", error=words, stack=stack, **fields)
 
     def starved(self, error):
+        if not error:
+            event(logging.INFO, "accept_recovered", reason="descriptors")
+            return
         event(logging.ERROR, "accept_failed", reason=errno_reason(error),
               detail="no connection can be accepted: %s; trying again" % error.strerror)
 
@@ -539,11 +543,17 @@ def check_files(settings):
         yield Finding("error", why)
 
 
-def loopback(host):
+def numeric(host):
+    """The ipaddress object of a host that is no name, else None."""
     try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:  # a name
-        return host == "localhost"
+        return ipaddress.ip_address(host)
+    except ValueError:
+        return None
+
+
+def loopback(host):
+    address = numeric(host)
+    return address.is_loopback if address else host == "localhost"
 
 
 def check_exposure(settings):
@@ -553,6 +563,10 @@ def check_exposure(settings):
         what = "the password travels" if settings.auth_file else "whoever reaches the port reads the metrics,"
         yield Finding("warning", "METRICS_HOST %s is not loopback: %s %s; docs/configuration.md says how to guard them" % (
             settings.host, what, " and ".join(bare)))
+    key = settings.tls_cert and (settings.tls_key or settings.tls_cert)
+    with contextlib.suppress(OSError):  # tls_of says what is wrong with it
+        if key and os.stat(key).st_mode & stat.S_IROTH:
+            yield Finding("warning", "the key in %s may be read by every user of this host; chmod 640 or 600" % key)
 
 
 def tls_of(settings):
@@ -677,20 +691,23 @@ class Signals:
         self.writer.close()
 
 
-def url_of(settings, port):
+def url_of(settings):
     host = "[%s]" % settings.host if ":" in settings.host else settings.host
-    return "%s://%s:%d" % ("https" if settings.tls_cert else "http", host, port)
+    return "%s://%s:%d" % ("https" if settings.tls_cert else "http", host, settings.port)
 
 
 def listen(settings):
-    """A listening socket: the one handed to us, or else one of our own. Raises OSError whose text names who has the port."""
+    """(listening socket, settings with its address): the socket handed to us, or else one of our own. Raises OSError whose text
+    names who has the port."""
     handed = supervision.handed_sockets()
     if len(handed) > 1:
         raise OSError("%d sockets were handed over by LISTEN_FDS, one is served; give one ListenStream=" % len(handed))
     try:
-        return handed[0] if handed else webserver.listening_socket((settings.host, settings.port))
+        listener = handed[0] if handed else webserver.listening_socket((settings.host, settings.port))
     except (OSError, UnicodeError) as error:
         raise OSError(port_trouble(settings, error, port_owners(settings, error))) from error
+    host, port = listener.getsockname()[:2]
+    return listener, settings._replace(host=host if numeric(settings.host) else settings.host, port=port)
 
 
 def own_command(env_file, *options):
@@ -752,10 +769,13 @@ class Life:
     def start(self, handover):
         """Listens and serves. Raises OSError like listen."""
         frozen = json.loads(handover.state.decode()) if handover else []
+        listener, actual = listen(self.settings)
         with supervision.blocked():  # so that no other thread ever takes a signal
-            self.service.server = self.server = webserver.Server(listen(self.settings), self.service, self.handler, frozen)
+            self.service.server = self.server = webserver.Server(listener, self.service, self.handler, frozen)
             self.server.start()
-        url = url_of(self.settings, self.server.server_port)
+        for finding in check_exposure(actual):
+            event(logging.WARNING, "exposed", detail=finding.text)
+        url = url_of(actual)
         event(logging.INFO, "service_started", instance=self.service.instance, pid=os.getpid(), url=url, version=VERSION,
               **({"connections": len(frozen)} if handover else {}))
         return url
@@ -806,8 +826,6 @@ def prepare(settings, complaints, log, signals, env_file):
         store = open_store(settings)
         guards = list(check_guards(settings, time.time()))
         refuse_errors(list(check_files(settings)) + guards + list(check_store(store)))
-        for finding in check_exposure(settings):
-            event(logging.WARNING, "exposed", detail=finding.text)
         for finding in guards:
             event(logging.WARNING, "certificate_ends", reason="certificate", detail=finding.text)
         return Life(settings, log, store, signals, env_file)
@@ -842,7 +860,7 @@ def command_check(env_file):
     report(findings)
     warnings = sum(finding.grade == "warning" for finding in findings)
     put("ok%s: %s, %s" % (", with %d warning(s)" % warnings if warnings else "", settings.db_path,
-                          url_of(settings, settings.port)))
+                          url_of(settings)))
     return 0
 
 

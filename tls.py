@@ -8,13 +8,16 @@ import calendar
 import contextlib
 import os
 import re
+import socket
 import ssl
 import stat
 import time
 
+import messages
 from webserver import ON, PIECE, READ, WRITE, Handler
 
 WOULD_BLOCK = (ssl.SSLWantReadError, ssl.SSLWantWriteError)
+HANDSHAKE = b"\x16"     # first byte of a TLS connection (RFC 8446, 5.1)
 UTC_TIME = 0x17         # tag of a time with two digits of the year (X.690)
 VERSION = 0xa0          # tag of a certificate's version, which the oldest ones lack
 CERTIFICATE = re.compile("-----BEGIN ((?:X509 |TRUSTED )?CERTIFICATE)-----(.*?)-----END \\1-----", re.DOTALL)
@@ -32,12 +35,21 @@ class SecureHandler(Handler):
     def begin(self):
         """Starts TLS, now that the client has said something."""
         self.connection.setblocking(False)
+        if self.connection.recv(1, socket.MSG_PEEK) not in (HANDSHAKE, b""):
+            return self.refuse_plain()
         try:
             self.connection = self.context.wrap_socket(self.connection, True, do_handshake_on_connect=False)
         except ValueError:  # the client has left already
             return self.close()
         self.step = SecureHandler.shake
         return ON
+
+    def refuse_plain(self):
+        """Says to whoever speaks plain HTTP what is spoken here."""
+        answer = messages.problem(400, "TLS is spoken here: the URL starts with https://", [("Connection", "close")])
+        self.connection.send(answer.head + self.server.date() + b"\r\n" + answer.body)
+        self.server.count("tls_failures")
+        return self.finish()
 
     def shake(self):
         """A step of the handshake."""

@@ -12,7 +12,7 @@ Every parked connection has a deadline. When there are too many, the one that wa
 
 The application has wait(Request) -> bool and respond(Request) -> messages.Response, which must not raise, and is told what
 happens by observe(path or None, request line, status, seconds) for every answer, defect(exception) for what a worker did not
-expect and starved(OSError) when connections cannot be accepted. This module knows nothing of shipments.
+expect and starved(OSError) when connections cannot be accepted, starved(None) once they can. This module knows nothing of shipments.
 """
 
 import collections
@@ -32,7 +32,7 @@ import threading
 import time
 
 import messages
-from messages import CHUNKED, Refusal
+from messages import Refusal
 
 WORKERS = 32            # threads that answer
 SLOTS = 24              # of these at most for requests that wait for something, a database or a password hash
@@ -54,7 +54,6 @@ METHODS = ("GET", "HEAD")
 COUNTS = ("accepted", "refused", "evicted", "head_timeouts", "idle_timeouts", "write_timeouts", "tls_failures")
 M_ARENA_MAX = -8        # of malloc.h
 STARVED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-FULL = b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 0\r\nRetry-After: 1\r\n\r\n"
 
 Request = collections.namedtuple("Request", "method path query headers address arrived")  # arrived: monotonic seconds
 
@@ -77,7 +76,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.step = type(self).begin
         self.data = self.unsent = b""   # received and not yet answered; answered and not yet taken
         self.head_data, self.head = b"", None   # the last head; a scraper sends the same again and again
-        self.at = 0                     # how far the body in `data` has been looked at
+        self.body = None                # what comes behind it, until that is whole
         self.close_connection = self.served = self.renewed = False
         self.late = None                # the step that took too long
         self.parked, self.deadline = False, time.monotonic() + HEAD_SECONDS
@@ -112,16 +111,16 @@ class Handler(http.server.BaseHTTPRequestHandler):
         """Reads until there is a whole request."""
         try:
             while True:
-                if self.data and self.whole():
+                if (self.data or self.body) and self.whole():
                     return ON
                 # Only an answered client is worth a wait of LINGER, which is the socket's own SO_RCVTIMEO.
-                stay = self.served and not self.data and self.server.quiet()
+                stay = self.served and not self.data and not self.body and self.server.quiet()
                 data = self.read(0) if stay else self.read()
                 if data is None:
                     return READ
                 if not data:
                     return self.ended()
-                if self.served and not self.data and data.strip(b"\r\n"):  # empty lines begin no request
+                if self.served and not self.data and not self.body and data.strip(b"\r\n"):     # empty lines begin no request
                     self.deadline = time.monotonic() + HEAD_SECONDS
                 self.data += data
         except Refusal as refusal:
@@ -131,19 +130,22 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def whole(self):
         """Whether `data` starts with a whole request; then self.head is its head. Raises Refusal."""
-        if self.data.startswith(b"\r\n"):   # RFC 9112, 2.2
+        if self.data.startswith(b"\r\n") and not self.body:     # RFC 9112, 2.2
             self.data = re.sub(rb"\A(?:\r\n)+", b"", self.data)
-        end = self.data.find(b"\r\n\r\n") + 4
-        if end < 4:
-            messages.check_unfinished(self.data)
-            return False
-        self.parse_request(end)
-        if self.head.body and not self.head.expects:
-            self.start, self.at = end, max(self.at, end)
-            end = self.body_end()
-            if not end:
+        if not self.body:
+            end = self.data.find(b"\r\n\r\n") + 4
+            if end < 4:
+                messages.check_unfinished(self.data)
                 return False
-        self.data, self.at = self.data[end:], 0
+            self.parse_request(end)
+            self.data = self.data[end:]
+            if self.head.body and not self.head.expects:
+                self.body = messages.Body(self.head.body)
+        if self.body:
+            self.data = self.body.take(self.data)
+            if not self.body.whole:
+                return False
+            self.body = None
         self.arrived, self.step = time.monotonic(), Handler.respond
         return True
 
@@ -156,19 +158,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.head, self.head_data = messages.read_head(data), data
         self.close_connection = not self.head.keep
 
-    def body_end(self):
-        """Where the body ends in `data`, None where it has not come yet."""
-        if self.head.body != CHUNKED:
-            end = self.at + self.head.body
-            return end if len(self.data) >= end else None
-        end, self.at = messages.skip_chunks(self.data, self.at)
-        if not end and len(self.data) - self.start > 2 * messages.BODY_MAX:
-            raise Refusal(413, "a body may have %d bytes here" % messages.BODY_MAX)
-        return end
-
     def ended(self):
         """The client has said its last."""
-        if not self.data:
+        if not self.data and not self.body:
             return self.close()
         return self.send_error(400, "the request ends in the middle")
 
@@ -196,10 +188,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         """Refuses what was received. The connection ends, since nobody knows where the next request would start."""
         self.close_connection = True
         response = messages.problem(code, message, fields)
-        line = self.data.partition(b"\r\n")[0][:messages.LINE_MAX].decode("latin-1")
+        data = self.head_data if self.body else self.data
+        line = data.partition(b"\r\n")[0][:messages.LINE_MAX].decode("latin-1")
         if line.startswith("HEAD "):
             response.body = b""
-        self.data, self.arrived = b"", time.monotonic()
+        self.data, self.body, self.arrived = b"", None, time.monotonic()
         return self.write(response, None, line)
 
     def send(self, response, path):
@@ -243,11 +236,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         step, self.step = self.late, None
         if step is Handler.flush:
             self.server.count("write_timeouts")
-        elif step is Handler.receive and self.served and not self.data:
+        elif step is Handler.receive and self.served and not self.data and not self.body:
             self.server.count("idle_timeouts")
         elif step is not Handler.discard:
             self.server.count("head_timeouts")
-            if self.data:
+            if self.data or self.body:
                 return self.send_error(408, "the request did not come whole within %d s" % HEAD_SECONDS)
         return self.close()
 
@@ -261,7 +254,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def freeze(self):
         """What another process needs to go on with the connection, as JSON can hold it."""
         os.set_inheritable(self.number, True)
-        return {"descriptor": self.number, "data": self.data.decode("latin-1"), "unsent": self.unsent.decode("latin-1"),
+        begun = self.head_data + self.body.taken(self.head.body) if self.body else b""
+        return {"descriptor": self.number, "data": (begun + self.data).decode("latin-1"), "unsent": self.unsent.decode("latin-1"),
                 "close": self.close_connection, "served": self.served, "discard": self.step is Handler.discard}
 
     @classmethod
@@ -393,6 +387,8 @@ class Server(http.server.HTTPServer):
                         return self.starve(error)
                     gave_way = True
                 continue                                # else a client that has left already
+            if self.starving:
+                self.application.starved(None)
             self.starving = gave_way = False
             self.counts["accepted"] += 1
             if len(self.connections) >= self.limit and not self.evict():
@@ -408,8 +404,9 @@ class Server(http.server.HTTPServer):
         self.watch(0)
 
     def turn_away(self, connection):
+        answer = messages.problem(503, "there are too many connections", [("Retry-After", "1"), ("Connection", "close")])
         with contextlib.suppress(OSError):              # it left already
-            connection.send(FULL, socket.MSG_DONTWAIT)
+            connection.send(answer.head + self.date() + b"\r\n" + answer.body, socket.MSG_DONTWAIT)
         connection.close()
         self.count("refused")
         self.application.observe(None, "", 503, 0.0)
