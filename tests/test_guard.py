@@ -233,6 +233,14 @@ def test_whoever_is_silent_plain_or_no_sense_disturbs_nobody(secure, pem):
     assert "request_failed" not in secure.text()
 
 
+def test_whoever_speaks_plain_http_is_told_so(secure):
+    with socket.create_connection((secure.host, secure.port), DEADLINE) as client:
+        client.sendall(GET % (b"/metrics", b""))
+        status, body = read_answer(client)
+        assert (status, json.loads(body.decode())["detail"]) == (400, "TLS is spoken here: the URL starts with https://")
+        assert client.recv(1) == b""
+
+
 class Memory:
     """A TLS client that hands over what it would send, to be sent in whatever pieces."""
 
