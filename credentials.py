@@ -304,7 +304,11 @@ class Credentials:
     def reread(self):
         fault = None
         try:
-            self.book = read_book(self.path)    # what was found good by the old file is gone with it
+            book = read_book(self.path)
+            # What was found good by a line that is gone, or another by now, is gone with it.
+            book.good.update((key, name) for key, name in list(self.book.good.items())
+                             if book.users.get(name.encode()) == self.book.users[name.encode()])
+            self.book = book
         except CredentialsError as error:
             fault = str(error)
         if fault != self.fault:

@@ -726,10 +726,11 @@ class Overtaken(Exception):
     """Another signal came before a reload had begun."""
 
 
-def recheck(env_file, signals):
+def recheck(settings, env_file, signals):
     """Runs --check of the code and the settings as they are now, in a process of their own; why they are refused, or None. Raises
     Overtaken at the next signal: a stop shall not wait for it, and after another reload it would be outdated."""
-    deadline, output = time.monotonic() + CHECK_SECONDS, b""
+    seconds, output = CHECK_SECONDS + 2 * settings.query_timeout, b""   # a locked database is waited for in there
+    deadline = time.monotonic() + seconds
     with subprocess.Popen(own_command(env_file, "--check"), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                           stderr=subprocess.STDOUT) as child:
         while True:
@@ -738,7 +739,7 @@ def recheck(env_file, signals):
                 child.kill()
                 if ready:
                     raise Overtaken
-                return "--check took longer than %d s" % CHECK_SECONDS
+                return "--check took longer than %d s" % seconds
             data = os.read(child.stdout.fileno(), 65536)
             if not data:
                 break
@@ -787,7 +788,8 @@ class Life:
             if name != "SIGHUP" or not lock:
                 return self.stop(name)
             try:
-                refusal = immovable(self.settings, self.env_file) or recheck(self.env_file, self.signals) or self.reload(lock)
+                refusal = (immovable(self.settings, self.env_file) or recheck(self.settings, self.env_file, self.signals)
+                           or self.reload(lock))
             except Overtaken:
                 continue
             self.service.refuse_reload(refusal)

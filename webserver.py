@@ -224,7 +224,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def finish(self):
         """Closes our side, and waits for the client to close its own."""
         self.connection.shutdown(socket.SHUT_WR)
-        self.data, self.step, self.deadline = b"", Handler.discard, time.monotonic() + DISCARD_SECONDS
+        self.data, self.unsent = b"", b""
+        self.step, self.deadline = Handler.discard, time.monotonic() + DISCARD_SECONDS
         return ON
 
     def discard(self):
@@ -559,38 +560,63 @@ class Server(http.server.HTTPServer):
         with self.lock:
             self.rest.wait_for(lambda: not any(handler.served for handler in self.connections.values()), seconds)
 
+    def owing(self):
+        """Whether somebody has not taken an answer yet, or has connected just now and not got one."""
+        since = time.monotonic() + HEAD_SECONDS - NOTICE_SECONDS
+        return any(handler.unsent or not handler.served and handler.deadline > since for handler in self.connections.values())
+
+    def settle(self, seconds):
+        """Waits, once nobody is accepted any more, for whoever came during the announcement."""
+        with self.lock:
+            self.rest.wait_for(lambda: not self.owing(), seconds)
+
+    def start_poller(self):
+        self.ending = False
+        self.poller = threading.Thread(target=self.serve_forever, daemon=True)
+        self.poller.start()
+
     def end_poller(self):
         self.ending = True
         self.waker.send(b"!")
         self.poller.join()
         self.alarm.recv(1)
 
+    def turn_deaf(self):
+        """Ends the poller, and with it the accepting."""
+        self.end_poller()
+        self.epoll.unregister(self.socket.fileno())
+        self.starving = False
+
     def resume(self):
         """Goes on after pause(), and freeze()."""
-        self.ending = self.pausing = self.closing = False
+        self.pausing = self.closing = False
         self.epoll.register(self.socket.fileno(), READ)
         with self.lock:
             for handler in self.connections.values():
                 os.set_inheritable(handler.number, False)
                 if handler.parked and handler.data:
                     self.hand_over(handler)
-        self.poller = threading.Thread(target=self.serve_forever, daemon=True)
-        self.poller.start()
+        self.start_poller()
 
     def pause(self, seconds):
         """Finishes what is being answered, and touches no connection until resume(); False where that took too long. New ones
-        wait in the kernel's queue. TLS connections, which no other process can go on with, are closed."""
-        if not self.RequestHandlerClass.portable:
+        wait in the kernel's queue. Of TLS connections, which no other process can go on with, our side is closed."""
+        portable = self.RequestHandlerClass.portable
+        if not portable:
             self.announce(min(NOTICE_SECONDS, seconds))
+        self.turn_deaf()
+        if not portable:
+            self.start_poller()
+            self.settle(min(NOTICE_SECONDS, seconds))
+            self.end_poller()
         self.pausing = True
-        self.end_poller()
-        self.epoll.unregister(self.socket.fileno())
         with self.lock:
             rested = self.rest.wait_for(self.resting, seconds)
         for handler in [handler for handler in self.connections.values() if rested and not handler.portable]:
-            with contextlib.suppress(OSError):
+            try:
                 handler.finish()
-            handler.close()
+            except OSError:                             # the client left already
+                handler.close()
         return rested
 
     def freeze(self):
@@ -601,9 +627,11 @@ class Server(http.server.HTTPServer):
         """Tells the clients, stops accepting, waits for the requests in flight; the number of those abandoned."""
         end = time.monotonic() + seconds
         self.announce(min(NOTICE_SECONDS, seconds))
-        self.epoll.unregister(self.socket.fileno())
+        self.turn_deaf()
         self.accept()                                   # whoever came before the end is answered
         self.socket.close()
+        self.start_poller()
+        self.settle(min(NOTICE_SECONDS, seconds))
         with self.lock:
             self.rest.wait_for(lambda: self.resting() and not self.busy(), max(0, end - time.monotonic()))
             abandoned = self.busy()

@@ -635,6 +635,16 @@ def test_a_verdict_by_the_old_file_is_not_remembered_for_the_new(file, guard, cl
     assert results[0].allowed and guard.recall(basic("ann")) is None and guard.verify(basic("ann")) == REFUSED
 
 
+def test_a_new_user_does_not_make_the_others_prove_themselves_again(file, guard, clock, hashes):
+    assert guard.verify(basic()).allowed
+    write(file, file.read_text() + line("new"))
+    clock.now += 1
+    assert guard.recall(basic()).allowed and len(hashes) == 1
+    write(file, line("prom", "other") + line("ann"))
+    clock.now += 1
+    assert guard.recall(basic()) is None
+
+
 def test_nobody_waits_for_the_one_who_reads_the_file(file, guard, clock, monkeypatch):
     gate, reading, read = threading.Event(), threading.Event(), credentials.read_book
 
