@@ -7,7 +7,7 @@
   metrics_service.py --demo            serve a scratch database with live traffic; needs no configuration
   metrics_service.py --hash-password   make a line of the password file
 
-The way of a request: webserver.Server, Service.respond, Store.snapshot (the one of this second, or one read
+The way of a request: webserver.Server, Service.respond, Store.current (the figures of this second, or one read
 transaction), exposition.metrics_document, JSON. The database is opened read-only, always; its figures come from rollups that
 its own triggers keep (schema.sql). What goes wrong while serving never ends the process: /metrics answers 503 or 500
 with the reason, the log says so once, and the next request that succeeds says that it is over.
@@ -184,8 +184,6 @@ def read_settings(env_file):
         return load_settings({})[0], ["the env file cannot be used: %s" % error]
 
 
-
-
 def start_log(settings):
     return install(Log(settings.log_file, settings.log_format, settings.log_level))
 
@@ -288,12 +286,12 @@ class Service:
         except Trouble as trouble:
             retry = [("Retry-After", "1")] if trouble.status == 503 else []
             return messages.problem(trouble.status, trouble.detail, retry, reason=trouble.reason,
-                                     runbook="docs/runbook.md#" + trouble.reason, **self.own_blocks())
+                                    runbook="docs/runbook.md#" + trouble.reason, **self.own_blocks())
         except Exception as error:  # a defect of ours must not cost the other requests
             self.defect(error, method=request.method, route=request.path, user_agent=request.headers.get("user-agent", ""))
             return messages.problem(500, "a defect in the service; its log has the details", reason="defect",
-                                     runbook="docs/runbook.md#defect", service=self.service_document(),
-                                     logging=self.log.document())
+                                    runbook="docs/runbook.md#defect", service=self.service_document(),
+                                    logging=self.log.document())
 
     def challenge(self, request):
         """The refusal of whoever needs a password and does not give a good one, else None."""
@@ -377,7 +375,7 @@ class Service:
         document = {"status": status, "version": "1", "releaseId": VERSION, "serviceId": NAME, "instance": self.instance,
                     "checks": checks}
         return messages.json_answer(503 if status == "fail" else 200, document if trusted else {"status": status},
-                                     "application/health+json")
+                                    "application/health+json")
 
     def database_entry(self):
         try:
@@ -598,13 +596,14 @@ def credentials_of(settings):
 def check_guards(settings, now):
     """Findings about certificate, key and passwords. A certificate that is over can be served, and hardly anybody will take it."""
     end = None
-    for load in (credentials_of, tls_of):
-        try:
-            loaded = load(settings)
-        except Refused as refusal:
-            yield from refusal.findings
-        else:
-            end = loaded[1] if load is tls_of else None
+    try:
+        credentials_of(settings)
+    except Refused as refusal:
+        yield from refusal.findings
+    try:
+        end = tls_of(settings)[1]
+    except Refused as refusal:
+        yield from refusal.findings
     if end is not None and end - now < CERTIFICATE_NOTICE:
         yield Finding("warning", "METRICS_TLS_CERT: the certificate %s %s; renew it and reload" % (
             "ended at" if end <= now else "ends at", instant(end)))
@@ -861,8 +860,7 @@ def command_check(env_file):
     refuse_errors(findings)
     report(findings)
     warnings = sum(finding.grade == "warning" for finding in findings)
-    put("ok%s: %s, %s" % (", with %d warning(s)" % warnings if warnings else "", settings.db_path,
-                          url_of(settings)))
+    put("ok%s: %s, %s" % (", with %d warning(s)" % warnings if warnings else "", settings.db_path, url_of(settings)))
     return 0
 
 
@@ -968,7 +966,7 @@ def parse_arguments(argv):
     mode = parser.add_mutually_exclusive_group()
     parser.set_defaults(command=command_serve)
     for flag, command, words in (
-            ("--check", command_check, "validate settings, log target, database, schema and port, change nothing"),
+            ("--check", command_check, "validate settings, files, passwords, certificate, database, schema and port; change nothing"),
             ("--settings", command_settings, "print every setting as it would be used"),
             ("--demo", command_demo, "serve a scratch database with live traffic")):
         mode.add_argument(flag, dest="command", action="store_const", const=command, help=words)
