@@ -275,8 +275,8 @@ class Credentials:
         self.key = os.urandom(32)
 
     def verify(self, authorization, address=None):
-        """The Verdict on the value of an Authorization header that came from an address: allowed, with the user's name; refused, to
-        be answered 401; or too many attempts, to be answered 429 with retry_after. May take as long as PLACES hashes."""
+        """The Verdict on the value of an Authorization header that came from an address: allowed, with the user's name; refused,
+        to be answered 401; or too many attempts, to be answered 429 with retry_after. May take as long as PLACES hashes."""
         return self.recall(authorization) or self.attempt(address, *basic_pair(authorization))
 
     def recall(self, authorization):

@@ -558,7 +558,8 @@ def judge_file(site):
         told = "errors since {1}Z: {0}, the last: {2}Z {3}".format(len(lasting), since, lasting[-1].time, lasting[-1].text)
         return Finding(FAILING, "log_errors", told)
     if errors:
-        return Finding(WARNING, "recovered", "errors since {}Z: {}, over since {}Z".format(since, len(errors), max(ends.values())))
+        told = "errors since {}Z: {}, over since {}Z".format(since, len(errors), max(ends.values()))
+        return Finding(WARNING, "recovered", told)
     if not complete or not site.logging:
         return judge_report(site)
     return Finding(OK, None, "no error since {}Z in {}".format(since, path))

@@ -142,7 +142,7 @@ def unknown_settings(given):
 
 
 def clashes(settings, env_file):
-    """A complaint for each file with two purposes, which would destroy it: a log is appended to, a PID file removed at the end."""
+    """A complaint for each file with two purposes, which would destroy it: a log is appended to, a PID file removed."""
     roles = {}
     for role, path in (("METRICS_DB_PATH", settings.db_path), ("--env-file", env_file), ("METRICS_LOG_FILE", settings.log_file),
                        ("METRICS_PID_FILE", settings.pid_file), ("METRICS_AUTH_FILE", settings.auth_file),
@@ -556,7 +556,8 @@ def loopback(host):
 
 def check_exposure(settings):
     """Findings about who can listen in, and who need not even do that."""
-    bare = [words for words, there in (("unencrypted", settings.tls_cert), ("without a password", settings.auth_file)) if not there]
+    guards = ("unencrypted", settings.tls_cert), ("without a password", settings.auth_file)
+    bare = [words for words, guard in guards if not guard]
     if bare and not loopback(settings.host):
         what = "the password travels" if settings.auth_file else "whoever reaches the port reads the metrics,"
         yield Finding("warning", "METRICS_HOST %s is not loopback: %s %s; docs/configuration.md says how to guard them" % (
@@ -578,8 +579,8 @@ def tls_of(settings):
         return tls.handler_of(settings.tls_cert, settings.tls_key), tls.expiry(settings.tls_cert)
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
         files = settings.tls_cert + (" and " + settings.tls_key if settings.tls_key else "")
-        raise Refused([Finding("error", "METRICS_TLS_CERT: %s cannot be used: %s; give a PEM certificate and its own key, without "
-                                        "a passphrase" % (files, getattr(error, "strerror", None) or error))])
+        raise Refused([Finding("error", "METRICS_TLS_CERT: %s cannot be used: %s; give a PEM certificate and its own key, "
+                                        "without a passphrase" % (files, getattr(error, "strerror", None) or error))])
 
 
 def credentials_of(settings):
@@ -594,7 +595,7 @@ def credentials_of(settings):
 
 
 def check_guards(settings, now):
-    """Findings about certificate, key and passwords. A certificate that is over can be served, and hardly anybody will take it."""
+    """Findings about passwords, certificate and key. A certificate that has ended can be served, but few clients take it."""
     end = None
     try:
         credentials_of(settings)
@@ -781,7 +782,8 @@ class Life:
         return url
 
     def run(self, lock=None):
-        """Serves until a signal ends it. Without the PidFile, as for a demo, SIGHUP is such a signal too: the terminal is gone."""
+        """Serves until a signal ends it; the exit code. Without the PidFile, as for a demo, SIGHUP is such a signal too: the
+        terminal is gone."""
         while True:
             name = self.signals.wait()
             if name != "SIGHUP" or not lock:
@@ -966,7 +968,7 @@ def parse_arguments(argv):
     mode = parser.add_mutually_exclusive_group()
     parser.set_defaults(command=command_serve)
     for flag, command, words in (
-            ("--check", command_check, "validate settings, files, passwords, certificate, database, schema and port; change nothing"),
+            ("--check", command_check, "validate settings, log, passwords, certificate, database, schema and port"),
             ("--settings", command_settings, "print every setting as it would be used"),
             ("--demo", command_demo, "serve a scratch database with live traffic")):
         mode.add_argument(flag, dest="command", action="store_const", const=command, help=words)

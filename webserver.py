@@ -12,7 +12,7 @@ Every parked connection has a deadline. When there are too many, the one that wa
 
 The application has wait(Request) -> bool and respond(Request) -> messages.Response, which must not raise, and is told what
 happens by observe(path or None, request line, status, seconds) for every answer, defect(exception) for what a worker did not
-expect and starved(OSError) when connections cannot be accepted, starved(None) once they can. This module knows nothing of shipments.
+expect, starved(OSError) when connections cannot be accepted, and starved(None) once they can.
 """
 
 import collections
@@ -181,8 +181,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def refuse_method(self):
         allow = ", ".join(METHODS)
-        return self.send(messages.problem(405, "%s is not possible here, only %s" % (self.head.method, allow), [("Allow", allow)]),
-                         self.head.path)
+        detail = "%s is not possible here, only %s" % (self.head.method, allow)
+        return self.send(messages.problem(405, detail, [("Allow", allow)]), self.head.path)
 
     def send_error(self, code, message=None, explain=None, fields=()):
         """Refuses what was received. The connection ends, since nobody knows where the next request would start."""
@@ -204,8 +204,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         server, now = self.server, time.monotonic()
         if server.closing or type(self) is not server.RequestHandlerClass:  # handed over by one that had no TLS, or had
             self.close_connection = True
-        field = b"Connection: close\r\n\r\n" if self.close_connection else b"Connection: keep-alive\r\n\r\n" if http10 else b"\r\n"
-        self.unsent = response.head + server.date() + field + (b"" if bodiless else response.body)
+        field = b"Connection: close\r\n" if self.close_connection else b"Connection: keep-alive\r\n" if http10 else b""
+        self.unsent = response.head + server.date() + field + b"\r\n" + (b"" if bodiless else response.body)
         self.step, self.deadline = Handler.flush, now + WRITE_SECONDS
         server.application.observe(path, line, response.status, now - self.arrived)
         return self.flush()

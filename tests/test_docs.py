@@ -215,7 +215,7 @@ def test_the_runbook_has_a_section_for_every_reason():
     assert {coded(row.cells[0])[0] for row in rows(METRICS, "reason")} - anchors(RUNBOOK) == set()
 
 
-SIGNS = {"webserver.M_ARENA_MAX", "webserver.READ", "webserver.WRITE", "messages.CHUNKED", "webserver.CHUNKED"}     # numbers that are no limits
+SIGNS = {"webserver.M_ARENA_MAX", "webserver.READ", "webserver.WRITE", "messages.CHUNKED"}     # numbers that are no limits
 SERVER = {"webserver": webserver, "messages": messages}
 
 
