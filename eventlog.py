@@ -17,7 +17,7 @@ from exposition import instant
 
 NAME = "metrics_service"
 LOG_RETRY = 5           # s between two tries of a log file that could not be written
-CHECK_AGENT = "health_check/"   # errors that its own requests meet are logged, but not counted: it reads the count as an alarm
+CHECK_AGENT = "health_check/"   # User-Agent of the check: errors that it meets are not counted, since the count is its alarm
 LOGGER = logging.getLogger(NAME)
 LOGGER.addHandler(logging.NullHandler())  # until install: --check reports on its own
 LOGGER.propagate = False
@@ -81,7 +81,8 @@ class Log(logging.Handler):
         self.descriptor = self.inode = None
         self.reason, self.retry_at = None, 0  # why the file is not written to, None while it is
         self.torn = False                     # the file ends in half a line
-        self.errors, self.last_error, self.last_recovery, self.lost = 0, None, None, 0
+        self.errors, self.lost = 0, 0         # lines
+        self.last_error = self.last_recovery = None  # Unix times
 
     def emit(self, record):
         over = record.msg.endswith("_recovered")

@@ -968,7 +968,7 @@ def parse_arguments(argv):
     mode = parser.add_mutually_exclusive_group()
     parser.set_defaults(command=command_serve)
     for flag, command, words in (
-            ("--check", command_check, "validate settings, log, passwords, certificate, database, schema and port"),
+            ("--check", command_check, "validate everything and change nothing"),
             ("--settings", command_settings, "print every setting as it would be used"),
             ("--demo", command_demo, "serve a scratch database with live traffic")):
         mode.add_argument(flag, dest="command", action="store_const", const=command, help=words)

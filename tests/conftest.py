@@ -157,7 +157,7 @@ def pytest_configure(config):
 
 
 def pytest_sessionfinish(session, exitstatus):
-    """In CI a skipped test is a failure: what could not run there proves nothing. Only real data may be absent: its licence."""
+    """In CI a skipped test is a failure: what could not run there proves nothing. Only real data may be absent (licence)."""
     reports = session.config.pluginmanager.get_plugin("terminalreporter").stats.get("skipped", [])
     skipped = [report.nodeid for report in reports if "SCMS delivery history" not in str(report.longrepr)]
     if os.environ.get("CI") and skipped and exitstatus == 0:
