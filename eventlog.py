@@ -84,25 +84,47 @@ class Log(logging.Handler):
         self.errors, self.lost = 0, 0         # lines
         self.last_error = self.last_recovery = None  # Unix times
 
-    def emit(self, record):
-        over = record.msg.endswith("_recovered")
-        if record.levelno >= logging.ERROR and not str(record.fields.get("user_agent")).startswith(CHECK_AGENT):
-            self.errors, self.last_error = self.errors + 1, record.created
-        if over:
-            self.last_recovery = record.created
-        if over or record.levelno >= self.threshold:  # whoever was told of the trouble is told of its end, at any level
-            self.write(self.line(record))
+    def close_file(self):
+        if self.descriptor is not None:
+            os.close(self.descriptor)
+            self.descriptor = None
 
-    def write(self, line):
-        if self.path:
-            self.retry()
-            try:
-                if not self.reason:
-                    self.write_file(line)
+    def reopen(self):
+        """Opens the file, or opens it again when its name belongs to another file by now, or to none."""
+        if self.descriptor is not None:
+            with contextlib.suppress(OSError):  # no such name any more: make it anew
+                if file_identity(os.stat(self.path)) == self.inode:
                     return
-            except OSError as error:
-                self.fall_back(error)
-        self.write_stdout(line)
+            self.close_file()
+        # Without O_NONBLOCK a FIFO that nobody reads would hang us; O_NOFOLLOW keeps root from being led elsewhere
+        # (CVE-2016-1247).
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
+        self.descriptor = os.open(self.path, flags | (os.O_NOFOLLOW if os.geteuid() == 0 else 0), 0o640)
+        self.inode = file_identity(os.fstat(self.descriptor))
+
+    def write_file(self, line):
+        """Appends the line. Raises OSError."""
+        self.reopen()
+        data = (("\n" if self.torn else "") + line + "\n").encode("utf-8", "backslashreplace")
+        while data:
+            data = data[os.write(self.descriptor, data):]
+            self.torn = bool(data)
+
+    def write_stdout(self, line):
+        try:
+            sys.stdout.write(line.encode("ascii", "backslashreplace").decode() + "\n")
+            sys.stdout.flush()
+        except (OSError, ValueError):  # nobody reads stdout, or it was closed: losing a line never costs a request
+            self.lost += 1
+
+    def fall_back(self, error):
+        self.close_file()
+        self.retry_at = time.monotonic() + LOG_RETRY
+        first, self.reason = not self.reason, errno_reason(error)
+        if first:
+            event(logging.WARNING, "log_fallback", reason=self.reason, target="stdout",
+                  detail="the log file %s cannot be written (%s); logging to stdout, trying again every %d s" % (
+                      self.path, error.strerror, LOG_RETRY))
 
     def retry(self):
         """Tries a file that failed, if it is time, with the line that says so: if it takes that, it is mended."""
@@ -126,47 +148,25 @@ class Log(logging.Handler):
         except OSError as error:
             self.fall_back(error)
 
-    def write_file(self, line):
-        """Appends the line. Raises OSError."""
-        self.reopen()
-        data = (("\n" if self.torn else "") + line + "\n").encode("utf-8", "backslashreplace")
-        while data:
-            data = data[os.write(self.descriptor, data):]
-            self.torn = bool(data)
-
-    def reopen(self):
-        """Opens the file, or opens it again when its name belongs to another file by now, or to none."""
-        if self.descriptor is not None:
-            with contextlib.suppress(OSError):  # no such name any more: make it anew
-                if file_identity(os.stat(self.path)) == self.inode:
+    def write(self, line):
+        if self.path:
+            self.retry()
+            try:
+                if not self.reason:
+                    self.write_file(line)
                     return
-            self.close_file()
-        # Without O_NONBLOCK a FIFO that nobody reads would hang us; O_NOFOLLOW keeps root from being led elsewhere
-        # (CVE-2016-1247).
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
-        self.descriptor = os.open(self.path, flags | (os.O_NOFOLLOW if os.geteuid() == 0 else 0), 0o640)
-        self.inode = file_identity(os.fstat(self.descriptor))
+            except OSError as error:
+                self.fall_back(error)
+        self.write_stdout(line)
 
-    def fall_back(self, error):
-        self.close_file()
-        self.retry_at = time.monotonic() + LOG_RETRY
-        first, self.reason = not self.reason, errno_reason(error)
-        if first:
-            event(logging.WARNING, "log_fallback", reason=self.reason, target="stdout",
-                  detail="the log file %s cannot be written (%s); logging to stdout, trying again every %d s" % (
-                      self.path, error.strerror, LOG_RETRY))
-
-    def write_stdout(self, line):
-        try:
-            sys.stdout.write(line.encode("ascii", "backslashreplace").decode() + "\n")
-            sys.stdout.flush()
-        except (OSError, ValueError):  # nobody reads stdout, or it was closed: losing a line never costs a request
-            self.lost += 1
-
-    def close_file(self):
-        if self.descriptor is not None:
-            os.close(self.descriptor)
-            self.descriptor = None
+    def emit(self, record):
+        over = record.msg.endswith("_recovered")
+        if record.levelno >= logging.ERROR and not str(record.fields.get("user_agent")).startswith(CHECK_AGENT):
+            self.errors, self.last_error = self.errors + 1, record.created
+        if over:
+            self.last_recovery = record.created
+        if over or record.levelno >= self.threshold:  # whoever was told of the trouble is told of its end, at any level
+            self.write(self.line(record))
 
     def document(self):
         with self.lock:

@@ -50,7 +50,8 @@ def ratio(part, whole, digits=6):
 
 def sums(rows, shape, first):
     """The sums of the columns from the named one on; zeros where there are no rows."""
-    return [sum(row[place] for row in rows) for place in range(shape._fields.index(first), len(shape._fields))]
+    place = shape._fields.index(first)
+    return [sum(column) for column in list(zip(*rows))[place:]] if rows else [0] * (len(shape._fields) - place)
 
 
 def quantile(counts, bounds, q):

@@ -25,7 +25,8 @@ from exposition import hour_of, instant
 
 FUTURE_LIMIT = 1000     # changes dated in the future are counted up to here; more costs and tells nothing
 CLOCK_TICK = 0.05       # s; more than one step of the clock that file times are taken from (10 ms at HZ=100)
-LOCK_POLL = 0.001       # s between two tries of a lock
+LOCK_POLL = 0.0001      # s between two tries of a lock, at first: gaps between a writer's commits are short
+LOCK_POLL_MAX = 0.001   # s, after a hundred tries: then it is no gap that is waited for
 BRIEF_WAIT = 0.5        # s to wait for a lock when older figures can be served instead, or it was there a moment ago
 PROGRESS_STEPS = 10000  # SQLite instructions between two looks at the deadline, well under a millisecond
 
@@ -396,13 +397,15 @@ class Store:
     def take_lock(self, patience_end):
         """The first read, which takes the lock that readers share. A busy writer leaves gaps of about a millisecond between two
         commits; SQLite's own busy handler, which sleeps up to 100 ms, misses them for seconds."""
+        pause = LOCK_POLL
         while True:
             try:
                 return self.one(DATA_VERSION)
             except sqlite3.OperationalError as error:
                 if said(error) != "locked" or time.monotonic() >= patience_end:
                     raise
-                time.sleep(LOCK_POLL)
+                time.sleep(pause)
+                pause = min(1.02 * pause, LOCK_POLL_MAX)
 
     def read(self, patience_end):
         """Brings self.last up to date in one transaction. False, on a connection with a page cache, for a file that was written

@@ -32,17 +32,24 @@ class SecureHandler(Handler):
     context = None      # set by handler_of
     portable = False
 
-    def begin(self):
-        """Starts TLS, now that the client has said something."""
-        self.connection.setblocking(False)
-        if self.connection.recv(1, socket.MSG_PEEK) not in (HANDSHAKE, b""):
-            return self.refuse_plain()
+    def read(self, flags=None):
         try:
-            self.connection = self.context.wrap_socket(self.connection, True, do_handshake_on_connect=False)
-        except ValueError:  # the client has left already
-            return self.close()
-        self.step = SecureHandler.shake
-        return ON
+            return self.connection.recv(PIECE)
+        except WOULD_BLOCK + (BlockingIOError,):    # the latter once finish() has ended the TLS
+            return None
+
+    def push(self):
+        try:
+            self.unsent = self.unsent[self.connection.send(self.unsent):]
+        except WOULD_BLOCK:
+            return False
+        return True
+
+    def finish(self):
+        if self.step not in (SecureHandler.begin, Handler.discard):     # else there is no TLS yet, or no more
+            with contextlib.suppress(OSError):  # close_notify; the client's own has not come yet
+                self.connection.unwrap()
+        return super().finish()
 
     def refuse_plain(self):
         """Says to whoever speaks plain HTTP what is spoken here."""
@@ -65,24 +72,17 @@ class SecureHandler(Handler):
         self.step = Handler.receive
         return ON
 
-    def read(self, flags=None):
+    def begin(self):
+        """Starts TLS, now that the client has said something."""
+        self.connection.setblocking(False)
+        if self.connection.recv(1, socket.MSG_PEEK) not in (HANDSHAKE, b""):
+            return self.refuse_plain()
         try:
-            return self.connection.recv(PIECE)
-        except WOULD_BLOCK + (BlockingIOError,):    # the latter once finish() has ended the TLS
-            return None
-
-    def push(self):
-        try:
-            self.unsent = self.unsent[self.connection.send(self.unsent):]
-        except WOULD_BLOCK:
-            return False
-        return True
-
-    def finish(self):
-        if self.step not in (SecureHandler.begin, Handler.discard):     # else there is no TLS yet, or no more
-            with contextlib.suppress(OSError):  # close_notify; the client's own has not come yet
-                self.connection.unwrap()
-        return super().finish()
+            self.connection = self.context.wrap_socket(self.connection, True, do_handshake_on_connect=False)
+        except ValueError:  # the client has left already
+            return self.close()
+        self.step = SecureHandler.shake
+        return ON
 
 
 # Files
