@@ -81,8 +81,8 @@ class Log(logging.Handler):
         self.descriptor = self.inode = None
         self.reason, self.retry_at = None, 0  # why the file is not written to, None while it is
         self.torn = False                     # the file ends in half a line
-        self.errors, self.lost = 0, 0         # lines
-        self.last_error = self.last_recovery = None  # Unix times
+        self.errors = self.lost = 0           # lines
+        self.last_error = self.last_recovery = None     # Unix times
 
     def close_file(self):
         if self.descriptor is not None:

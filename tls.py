@@ -152,12 +152,12 @@ def der_element(data, at):
 def expiry(path):
     """Unix time at which the first certificate of a PEM file ends: notAfter of RFC 5280, 4.1. Raises ValueError."""
     data = first_certificate(path)
-    at = der_element(data, der_element(data, 0)[1])[1]  # Certificate, TBSCertificate
-    if data[at] == VERSION:                            # the version
+    at = der_element(data, der_element(data, 0)[1])[1]      # Certificate, TBSCertificate
+    if data[at] == VERSION:
         at = der_element(data, at)[2]
-    for _ in range(3):                                  # serial number, signature algorithm, issuer
+    for _ in range(3):                                      # serial number, signature algorithm, issuer
         at = der_element(data, at)[2]
-    at = der_element(data, der_element(data, at)[1])[2] # Validity: behind notBefore
+    at = der_element(data, der_element(data, at)[1])[2]     # Validity: behind notBefore
     tag, start, stop = der_element(data, at)
     form = "%y%m%d%H%M%SZ" if tag == UTC_TIME else "%Y%m%d%H%M%SZ"
     return calendar.timegm(time.strptime(data[start:stop].decode("ascii"), form))
