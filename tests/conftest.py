@@ -50,6 +50,14 @@ def copy_product(folder):
     return folder
 
 
+def add_rows(connection, rows):
+    for row in rows:
+        columns = ", ".join(row)
+        marks = ", ".join("?" for _ in row)
+        connection.execute("INSERT INTO shipments (%s) VALUES (%s)" % (columns, marks), list(row.values()))
+    connection.commit()
+
+
 def make_database(path, rows=()):
     """A database from schema.sql with the rows given as dicts of columns; the path."""
     connection = sqlite3.connect(str(path))
@@ -57,14 +65,6 @@ def make_database(path, rows=()):
     add_rows(connection, rows)
     connection.close()
     return path
-
-
-def add_rows(connection, rows):
-    for row in rows:
-        columns = ", ".join(row)
-        marks = ", ".join("?" for _ in row)
-        connection.execute("INSERT INTO shipments (%s) VALUES (%s)" % (columns, marks), list(row.values()))
-    connection.commit()
 
 
 class Service:

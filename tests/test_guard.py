@@ -164,16 +164,16 @@ def connect(service, cafile, timeout=DEADLINE, version=None):
     return context.wrap_socket(socket.create_connection((service.host, service.port), timeout), server_hostname="localhost")
 
 
-def ask(client, path=b"/livez", fields=b""):
-    """(status, body) of one request on an open connection."""
-    client.sendall(GET % (path, fields))
-    return read_answer(client)
-
-
 def read_answer(client, method="GET"):
     response = http.client.HTTPResponse(client, method=method)
     response.begin()
     return response.status, response.read()
+
+
+def ask(client, path=b"/livez", fields=b""):
+    """(status, body) of one request on an open connection."""
+    client.sendall(GET % (path, fields))
+    return read_answer(client)
 
 
 @pytest.mark.parametrize("name, key", [("good", "key"), ("elliptic", "elliptic_key")])
@@ -594,10 +594,10 @@ def test_while_the_file_is_bad_the_last_users_stay_and_the_log_says_so_once(laun
 
 # Passwords: what is refused at the start
 
-@pytest.mark.parametrize("mode, group, words", [
-    (0o644, 0, "is open to every user (mode 644); run: chmod 600 "), (0o660, 0, "can be changed by its group (mode 660)"),
-    (0o602, 0, "is open to every user (mode 602)")])
-def test_a_password_file_that_others_can_use_is_refused(try_command, tmp_path, mode, group, words):
+@pytest.mark.parametrize("mode, words", [
+    (0o644, "is open to every user (mode 644); run: chmod 600 "), (0o660, "can be changed by its group (mode 660)"),
+    (0o602, "is open to every user (mode 602)")])
+def test_a_password_file_that_others_can_use_is_refused(try_command, tmp_path, mode, words):
     file = write_secret(tmp_path / "users", line_of("anna", "letters"))
     file.chmod(mode)
     for arguments in ([], ["--check"]):

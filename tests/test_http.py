@@ -666,6 +666,12 @@ TABLE = [Row(*row) for group in (REQUEST_LINE, VERSION, TARGET, METHODS, HOSTS, 
                                  CONNECTIONS) for row in group]
 
 
+def holdings(service):
+    """(threads, descriptors) of the service."""
+    process = "/proc/%d/" % service.process.pid
+    return len(os.listdir(process + "task")), len(os.listdir(process + "fd"))
+
+
 @pytest.fixture(scope="module")
 def service(tmp_path_factory):
     folder = tmp_path_factory.mktemp("http")
@@ -674,12 +680,6 @@ def service(tmp_path_factory):
     service.at_rest = holdings(service)
     yield service
     service.end()
-
-
-def holdings(service):
-    """(threads, descriptors) of the service."""
-    process = "/proc/%d/" % service.process.pid
-    return len(os.listdir(process + "task")), len(os.listdir(process + "fd"))
 
 
 def at_rest(service):

@@ -127,8 +127,14 @@ class Client:
         return int(line.split()[1]), fields["Connection"], json.loads(body.decode())
 
     def ask(self, path):
-        self.send(b"GET %s HTTP/1.1\r\nHost: localhost\r\n\r\n" % path)
+        self.send(GET % path)
         return self.answer()
+
+
+def change(path, before, after):
+    text = path.read_text()
+    assert text.count(before) == 1
+    path.write_text(text.replace(before, after))
 
 
 @pytest.fixture
@@ -158,12 +164,6 @@ def copied(make, tmp_path):
     folder.mkdir()
     change(copy_product(folder) / "metrics_service.py", "CHECK_SECONDS = 10", "CHECK_SECONDS = 2 ")
     return make(code=folder).start()
-
-
-def change(path, before, after):
-    text = path.read_text()
-    assert text.count(before) == 1
-    path.write_text(text.replace(before, after))
 
 
 def lock(path):
@@ -196,8 +196,8 @@ def test_a_port_of_its_own_is_no_obstacle(make):
 
 
 def listening_inode(service):
-    (listener,) = {one.inode for one in supervision.listeners(service.host, service.port)}
-    return listener
+    (inode,) = {one.inode for one in supervision.listeners(service.host, service.port)}
+    return inode
 
 
 def test_the_listening_socket_is_never_closed(service):
@@ -250,14 +250,13 @@ def test_half_a_body_goes_on(service):
         assert [client.answer()[0] for _ in range(2)] == [200, 200]
 
 
-def queues(service, client=None):
-    """(tx_queue, rx_queue) of the service's end of its connections, or of one, from /proc/net/tcp: bytes in the kernel that the
-    clients have not yet taken, and that the service has not yet read."""
-    mine, other = "0100007F:%04X" % service.port, client and "0100007F:%04X" % client.socket.getsockname()[1]
+def queues(service, client):
+    """(tx_queue, rx_queue) of the service's end of the connection, from /proc/net/tcp: bytes in the kernel that the client has
+    not yet taken, and that the service has not yet read."""
+    ends = ["0100007F:%04X" % port for port in (service.port, client.socket.getsockname()[1])]
     with open("/proc/net/tcp") as file:
         rows = [line.split() for line in file]
-    found = [row[4].split(":") for row in rows if row[1] == mine and other in (None, row[2])]
-    return [sum(int(row[column], 16) for row in found) for column in (0, 1)]
+    return next([int(size, 16) for size in row[4].split(":")] for row in rows if row[1:3] == ends)
 
 
 def await_reading(service, client):
@@ -440,6 +439,12 @@ def test_a_reason_that_becomes_another_replaces_it(service):
     assert service.get("/metrics")[1]["logging"]["errors_total"] == 2
 
 
+def children(service):
+    """PIDs of the service's children."""
+    with open("/proc/{0}/task/{0}/children".format(service.process.pid)) as file:
+        return file.read().split()
+
+
 @pytest.mark.parametrize("code, words", [
     ("import nothing_of_that_name\n", "ModuleNotFoundError: No module named 'nothing_of_that_name'"),
     ("def x(:\n", "SyntaxError: invalid syntax"), ("import os\nos._exit(3)\n", "--check ended with exit code 3 and no word"),
@@ -452,12 +457,6 @@ def test_code_that_does_not_run_is_refused(copied, code, words):
     assert not children(copied)
     module.write_text(good)
     check_cured(copied)
-
-
-def children(service):
-    """PIDs of the service's children."""
-    with open("/proc/{0}/task/{0}/children".format(service.process.pid)) as file:
-        return file.read().split()
 
 
 def test_a_folder_that_is_gone_is_refused(copied):

@@ -100,6 +100,21 @@ def limit_descriptors(number):
     return lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (number, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
 
 
+def ask(service, data):
+    """(status, body, seconds) of one request on a connection of its own."""
+    began = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        client = stack.enter_context(socket.create_connection((service.host, service.port), DEADLINE))
+        if service.context:
+            client = stack.enter_context(service.context.wrap_socket(client, server_hostname=service.host))
+        client.sendall(data)
+        file = stack.enter_context(client.makefile("rb"))
+        status = int(file.readline().split()[1])
+        head = b"".join(iter(file.readline, b"\r\n"))
+        body = file.read(int(re.search(rb"Content-Length: (\d+)", head).group(1)))
+    return status, body, time.monotonic() - began
+
+
 def start(folder, descriptors=4096, **settings):
     """A Service under this limit; its context is that of TLS clients, where it speaks TLS."""
     service = Service(folder, make_database(folder / "shipments.db"), **settings)
@@ -116,21 +131,6 @@ def certificate(folder):
                              "-days", "90", "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1",
                              "-out", str(paths[0]), "-keyout", str(paths[1])], stderr=subprocess.STDOUT)
     return paths
-
-
-def ask(service, data):
-    """(status, body, seconds) of one request on a connection of its own."""
-    began = time.monotonic()
-    with contextlib.ExitStack() as stack:
-        client = stack.enter_context(socket.create_connection((service.host, service.port), DEADLINE))
-        if service.context:
-            client = stack.enter_context(service.context.wrap_socket(client, server_hostname=service.host))
-        client.sendall(data)
-        file = stack.enter_context(client.makefile("rb"))
-        status = int(file.readline().split()[1])
-        head = b"".join(iter(file.readline, b"\r\n"))
-        body = file.read(int(re.search(rb"Content-Length: (\d+)", head).group(1)))
-    return status, body, time.monotonic() - began
 
 
 def connections(service):
