@@ -54,32 +54,43 @@ def stamp(seconds):
     return time.strftime("%Y%m%d%H%M%SZ", time.gmtime(time.time() + seconds))
 
 
+def openssl(folder, *words):
+    subprocess.run(("openssl",) + words, cwd=str(folder), check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+def sign(folder, name, end, key="key.pem"):
+    """Makes NAME.pem, a certificate that is its own authority."""
+    openssl(folder, "req", "-new", "-key", key, "-subj", "/CN=localhost", "-out", "request.pem")
+    openssl(folder, "ca", "-batch", "-config", "ca.cnf", "-selfsign", "-keyfile", key, "-in", "request.pem", "-out", name + ".pem",
+            "-notext", "-rand_serial", "-startdate", "20200101000000Z", "-enddate", end)
+
+
+def make_keys(folder):
+    rsa = ["rsa", "-pkeyopt", "rsa_keygen_bits:2048"]
+    elliptic = ["ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
+    for name, options in (("key.pem", rsa), ("other_key.pem", rsa), ("elliptic_key.pem", elliptic)):
+        openssl(folder, "genpkey", "-out", name, "-algorithm", *options)
+    openssl(folder, "pkey", "-in", "key.pem", "-aes256", "-passout", "pass:secret", "-out", "locked_key.pem")
+    openssl(folder, "ec", "-in", "elliptic_key.pem", "-aes256", "-passout", "pass:secret", "-out", "old_locked_key.pem")
+
+
+def make_certificates(folder):
+    (folder / "ca.cnf").write_text(CA)
+    (folder / "index.txt").write_text("")
+    for name, end in (("good", stamp(90 * DAY)), ("soon", stamp(10 * DAY)), ("over", stamp(-10 * DAY)),
+                      ("last_of_two_digits", "20491231235959Z"), ("first_of_four_digits", "20500101000000Z")):
+        sign(folder, name, end)
+    sign(folder, "elliptic", stamp(90 * DAY), "elliptic_key.pem")
+    openssl(folder, "x509", "-in", "good.pem", "-trustout", "-out", "trusted.pem")
+    openssl(folder, "x509", "-in", "good.pem", "-text", "-out", "text.pem")
+
+
 @pytest.fixture(scope="session")
 def pem(tmp_path_factory):
     """A folder of PEM files: NAME.pem is a certificate, of key.pem where nothing else is said."""
     folder = tmp_path_factory.mktemp("pem")
-    (folder / "ca.cnf").write_text(CA)
-    (folder / "index.txt").write_text("")
-
-    def openssl(*words):
-        subprocess.run(("openssl",) + words, cwd=str(folder), check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-
-    def sign(name, end, key="key.pem"):
-        openssl("req", "-new", "-key", key, "-subj", "/CN=localhost", "-out", "request.pem")
-        openssl("ca", "-batch", "-config", "ca.cnf", "-selfsign", "-keyfile", key, "-in", "request.pem", "-out", name, "-notext",
-                "-rand_serial", "-startdate", "20200101000000Z", "-enddate", end)
-    rsa = ["rsa", "-pkeyopt", "rsa_keygen_bits:2048"]
-    elliptic = ["ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
-    for key, options in (("key.pem", rsa), ("other_key.pem", rsa), ("elliptic_key.pem", elliptic)):
-        openssl("genpkey", "-out", key, "-algorithm", *options)
-    openssl("pkey", "-in", "key.pem", "-aes256", "-passout", "pass:secret", "-out", "locked_key.pem")
-    openssl("ec", "-in", "elliptic_key.pem", "-aes256", "-passout", "pass:secret", "-out", "old_locked_key.pem")
-    for name, end in (("good.pem", stamp(90 * DAY)), ("soon.pem", stamp(10 * DAY)), ("over.pem", stamp(-10 * DAY)),
-                      ("last_of_two_digits.pem", "20491231235959Z"), ("first_of_four_digits.pem", "20500101000000Z")):
-        sign(name, end)
-    sign("elliptic.pem", stamp(90 * DAY), "elliptic_key.pem")
-    openssl("x509", "-in", "good.pem", "-trustout", "-out", "trusted.pem")
-    openssl("x509", "-in", "good.pem", "-text", "-out", "text.pem")
+    make_keys(folder)
+    make_certificates(folder)
     (folder / "both.pem").write_text((folder / "key.pem").read_text() + (folder / "good.pem").read_text())
     (folder / "chain.pem").write_text((folder / "soon.pem").read_text() + (folder / "good.pem").read_text())
     (folder / "garbage.pem").write_bytes(bytes(range(256)))
