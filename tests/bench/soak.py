@@ -149,6 +149,22 @@ class Client(threading.Thread):
         self.kind, self.port, self.pace, self.tally, self.stopping = kind, port, pace, tally, stopping
         self.sock = None
 
+    def drop(self):
+        if self.sock:
+            self.sock.close()
+        self.sock = None
+
+    def request(self, path):
+        with faults():
+            if self.sock is None:
+                self.sock = connect(self.port)
+            elif select.select([self.sock], [], [], 0)[0]:
+                raise Fault("cut while idle", "the connection ended between two requests")
+            closes = exchange(self.sock, path, last=self.kind == "new")[1]
+        if closes:
+            self.drop()
+        return closes
+
     def run(self):
         due, turn = time.monotonic(), 0
         while not self.stopping.wait(max(0, due - time.monotonic())):
@@ -162,21 +178,11 @@ class Client(threading.Thread):
                 self.drop()
         self.drop()
 
-    def request(self, path):
-        with faults():
-            if self.sock is None:
-                self.sock = connect(self.port)
-            elif select.select([self.sock], [], [], 0)[0]:
-                raise Fault("cut while idle", "the connection ended between two requests")
-            closes = exchange(self.sock, path, last=self.kind == "new")[1]
-        if closes:
-            self.drop()
-        return closes
 
-    def drop(self):
-        if self.sock:
-            self.sock.close()
-        self.sock = None
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 class Product:
@@ -185,7 +191,7 @@ class Product:
     def __init__(self, folder):
         self.folder, self.port = folder, free_port()
         for path in ROOT.iterdir():
-            if path.suffix in (".py", ".sh", ".sql", ".html"):
+            if path.suffix in (".py", ".sh", ".sql"):
                 shutil.copy(str(path), str(folder))
         (folder / "metrics.env").write_text(
             "METRICS_DB_PATH=shipments.db\nMETRICS_LOG_FILE=metrics.log\nMETRICS_PORT=%d\n" % self.port)
@@ -261,12 +267,6 @@ class Product:
         if process.returncode:
             raise Failure("restart_service.sh leaves with %d: %s" % (process.returncode, self.said(command)))
         return closed
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @contextlib.contextmanager

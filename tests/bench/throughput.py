@@ -166,16 +166,16 @@ class Client:
         self.sock.connect_ex(("127.0.0.1", port))
         self.poller.register(self.sock, select.EPOLLOUT)
 
+    def ask(self):
+        self.head, self.missing, self.closes = b"", None, False
+        self.began = time.perf_counter()
+        self.sock.send(REQUEST)
+
     def connected(self):
         """Raises the OSError of a refused connection."""
         self.sock.getpeername()
         self.poller.modify(self.sock, select.EPOLLIN)
         self.ask()
-
-    def ask(self):
-        self.head, self.missing, self.closes = b"", None, False
-        self.began = time.perf_counter()
-        self.sock.send(REQUEST)
 
     def read(self):
         """Takes what has come; whether the answer is whole. ConnectionError if it is none or not 200."""
