@@ -274,33 +274,6 @@ class Credentials:
         self.inside = 0                     # threads that wait for one of those
         self.key = os.urandom(32)
 
-    def verify(self, authorization, address=None):
-        """The Verdict on the value of an Authorization header that came from an address: allowed, with the user's name; refused,
-        to be answered 401; or too many attempts, to be answered 429 with retry_after. May take as long as PLACES hashes."""
-        return self.recall(authorization) or self.attempt(address, *basic_pair(authorization))
-
-    def recall(self, authorization):
-        """The Verdict where it takes no hash, within microseconds and whatever others attempt; else None."""
-        self.refresh()
-        pair = basic_pair(authorization)
-        if pair is None:
-            return REFUSED
-        name = self.book.good.get(self.digest(*pair))
-        return None if name is None else Verdict(True, name, None)
-
-    def refresh(self):
-        """Looks at the file, at most once in LOOK seconds, and reads it if it has changed or was bad."""
-        if self.clock() < self.look_at or not self.looking.acquire(blocking=False):
-            return
-        try:
-            self.look_at = self.clock() + LOOK
-            seen = stamp(self.path)     # before reading: what is written in between differs at the next look
-            if seen != self.stamp or self.fault:
-                self.stamp = seen
-                self.reread()
-        finally:
-            self.looking.release()
-
     def reread(self):
         fault = None
         try:
@@ -315,9 +288,41 @@ class Credentials:
             self.fault = fault
             self.changed(fault)
 
+    def refresh(self):
+        """Looks at the file, at most once in LOOK seconds, and reads it if it has changed or was bad."""
+        if self.clock() < self.look_at or not self.looking.acquire(blocking=False):
+            return
+        try:
+            self.look_at = self.clock() + LOOK
+            seen = stamp(self.path)     # before reading: what is written in between differs at the next look
+            if seen != self.stamp or self.fault:
+                self.stamp = seen
+                self.reread()
+        finally:
+            self.looking.release()
+
     def digest(self, user, password):
         """What stands for a pair in memory; the length tells where the user ends (CVE-2022-46146 joined the parts without)."""
         return hmac.new(self.key, b"%d:%b%b" % (len(user), user, password), "sha256").digest()
+
+    def recall(self, authorization):
+        """The Verdict where it takes no hash, within microseconds and whatever others attempt; else None."""
+        self.refresh()
+        pair = basic_pair(authorization)
+        if pair is None:
+            return REFUSED
+        name = self.book.good.get(self.digest(*pair))
+        return None if name is None else Verdict(True, name, None)
+
+    def judge(self, key, address, user, password):
+        with self.hashing:
+            book = self.book    # after the wait, in which it may have become another
+            if not matches(book, user, password):
+                return REFUSED
+        with self.lock:
+            self.limit.give_back(address)
+        name = book.good[key] = user.decode("utf-8")    # bounded, since a line of the file has one password
+        return Verdict(True, name, None)
 
     def attempt(self, address, user, password):
         """The Verdict by hashing. Threads with the same header, such as a client's connections after our start, share a hash."""
@@ -340,15 +345,10 @@ class Credentials:
                     del self.attempts[key]
             future.cancel()     # does nothing unless judge raised: then nobody shall wait for it
 
-    def judge(self, key, address, user, password):
-        with self.hashing:
-            book = self.book    # after the wait, in which it may have become another
-            if not matches(book, user, password):
-                return REFUSED
-        with self.lock:
-            self.limit.give_back(address)
-        name = book.good[key] = user.decode("utf-8")    # bounded, since a line of the file has one password
-        return Verdict(True, name, None)
+    def verify(self, authorization, address=None):
+        """The Verdict on the value of an Authorization header that came from an address: allowed, with the user's name; refused,
+        to be answered 401; or too many attempts, to be answered 429 with retry_after. May take as long as PLACES hashes."""
+        return self.recall(authorization) or self.attempt(address, *basic_pair(authorization))
 
 
 # A new line

@@ -237,65 +237,162 @@ class Store:
         self.queries, self.seconds, self.last_seconds, self.max_seconds = 0, 0.0, None, None
         self.failures, self.replaced = collections.Counter(), 0
 
-    def snapshot(self, until=float("inf")):
-        """The Snapshot of this second. Raises Trouble: within the timeout for a lock, within another for the query, and by the
-        monotonic time `until`."""
-        arrived = time.monotonic()
-        if not self.lock.acquire(timeout=max(0, min(until - arrived, 2 * self.timeout))):
-            raise Trouble("timeout", "database %s: it is still being asked for others; gave up after %.1f s" % (
-                self.path, time.monotonic() - arrived))
+    def one(self, sql):
+        with contextlib.closing(self.connection.execute(sql)) as cursor:
+            return cursor.fetchone()[0]
+
+    def errors(self):
+        return [finding.text for finding in self.findings if finding.grade == "error"]
+
+    def close(self):
+        if self.connection:
+            with contextlib.suppress(sqlite3.Error):  # it is being given up, for a reason that is reported
+                self.connection.close()
+        self.connection = None
+
+    def still_open(self):
+        """(/proc path of the descriptor, name) that our connection has the file open by."""
+        for descriptor, name in supervision.open_files(os.getpid()):
+            with contextlib.suppress(OSError):  # another thread's, closed meanwhile
+                if file_identity(os.stat(descriptor)) == self.inode:
+                    return descriptor, name
+        return None, ""
+
+    def gone(self, error):
+        """The Trouble of a path that has no file. The connection stays open: it may hold the last copy of the data."""
+        detail = "database %s: %s" % (self.path, error.strerror)
+        lost = self.connection and error.errno == errno.ENOENT
+        descriptor, name = self.still_open() if lost else (None, "")
+        if name.endswith(" (deleted)"):
+            detail += "; it was deleted, but is still open here: copy %s before any restart" % descriptor
+        elif name:
+            detail += "; it was moved to %s" % name
+        return Trouble(errno_reason(error), detail)
+
+    def status(self):
+        """The os.stat_result of the path. Raises Trouble."""
         try:
-            # Who waited shares the outcome of an attempt that began after his arrival, or of one that failed since.
-            if self.failed_at < arrived if self.trouble else self.began < arrived:
-                self.attempt(until)
-            if self.trouble:
-                return self.bridge()
-            return Snapshot(self.last, None)
+            return os.stat(self.path)
+        except OSError as error:
+            raise self.gone(error)
+
+    def open(self, inode):
+        uri = "file:%s?mode=ro" % urllib.parse.quote(os.fsencode(self.path))
+        self.connection = sqlite3.connect(uri, uri=True, timeout=0, isolation_level=None, check_same_thread=False)
+        self.connection.set_progress_handler(lambda: time.monotonic() > self.deadline, PROGRESS_STEPS)
+        self.inode, self.versions, self.data_version = inode, None, None  # these count within one connection only
+        self.settled = False
+
+    def reopen(self):
+        """Opens the file that bears the name now. Raises Trouble or sqlite3.Error."""
+        status = self.status()
+        if not stat.S_ISREG(status.st_mode):  # SQLite calls a folder an I/O error, and would wait for ever for a FIFO's writer
+            raise Trouble("not_a_file", "database %s: it is a folder or a device, not a file" % self.path)
+        inode, self.size = file_identity(status), status.st_size
+        if not self.size:  # SQLite takes it for a database without tables
+            self.close()
+            raise Trouble("truncated", "database %s: the file is empty (0 bytes)" % self.path)
+        if self.inode not in (None, inode):
+            self.close()
+            self.last = None  # figures of another file, which must not bridge a lock on this one
+            self.replaced += 1
+            event(logging.WARNING, "database_replaced", path=self.path,
+                  detail="another file bears the name now (inode %d, before %d); reading that one" % (inode[1], self.inode[1]))
+        if not self.connection:
+            self.open(inode)
+
+    def take_lock(self, patience_end):
+        """The first read, which takes the lock that readers share. A busy writer leaves gaps of about a millisecond between two
+        commits; SQLite's own busy handler, which sleeps up to 100 ms, misses them for seconds."""
+        pause = LOCK_POLL
+        while True:
+            try:
+                return self.one(DATA_VERSION)
+            except sqlite3.OperationalError as error:
+                if said(error) != "locked" or time.monotonic() >= patience_end:
+                    raise
+                time.sleep(pause)
+                pause = min(1.02 * pause, LOCK_POLL_MAX)
+
+    @contextlib.contextmanager
+    def transaction(self, patience_end):
+        """A read transaction of limited time; gives PRAGMA data_version. Raises sqlite3.Error: "is locked" at patience's end."""
+        self.deadline = float("inf")
+        self.connection.execute("BEGIN")
+        try:
+            data_version = self.take_lock(patience_end)
+            self.deadline = min(self.until, time.monotonic() + self.timeout)
+            yield data_version
         finally:
-            self.lock.release()
+            with contextlib.suppress(sqlite3.Error):  # after some errors SQLite has rolled back by itself
+                self.connection.execute("ROLLBACK")
 
-    def unchanged(self, last):
-        """Whether these figures are of this second and of the file as it is, by its time and size alone. A commit in the same
-        tick of the kernel's clock as our reading would not show, so that only a file that was at rest by then qualifies."""
-        if last is None or self.trouble or not self.settled or not self.stale_seconds or last.now != int(self.clock()):
+    def compare(self):
+        before = in_force(self.findings)
+        self.findings = schema_check.compare(schema_check.read_schema(self.connection), self.wanted)
+        after = in_force(self.findings)
+        for finding in after:
+            if finding not in before:
+                event(logging.WARNING, "schema_warning", detail=finding)
+        if before and not after and not self.errors():
+            event(logging.INFO, "schema_recovered", path=self.path)
+
+    def measure(self, seconds):
+        self.queries += 1
+        self.seconds += seconds
+        self.last_seconds, self.max_seconds = seconds, max(seconds, self.max_seconds or 0)
+
+    def update(self, now, data_version):
+        """The new figures, unless the second and the data are those of the last. The schema is compared whenever it moves."""
+        versions = self.one(SCHEMA_VERSION), self.one(schema_check.VERSION)
+        if versions != self.versions:
+            self.compare()
+            self.versions = versions
+        if self.errors():
+            raise Trouble("schema_mismatch", "database %s: %s; it needs the schema of this release (schema.sql)" % (
+                self.path, "; ".join(self.errors())))
+        if self.last and self.last.now == now and self.data_version == data_version:
+            return
+        started = time.monotonic()
+        self.last = ask(self.connection, now)
+        self.data_version = data_version
+        self.measure(time.monotonic() - started)
+
+    def read(self, patience_end):
+        """Brings self.last up to date in one transaction. False, on a connection with a page cache, for a file that was written
+        to without SQLite knowing: one overwritten in place may look unchanged by its counters, or like a damaged one."""
+        cached = self.data_version is not None
+        try:
+            with self.transaction(patience_end) as data_version:
+                status = self.status()  # with the lock held: no transaction can end between this and the reading
+                written = status.st_mtime_ns, status.st_size
+                if cached and data_version == self.data_version and written != self.written:
+                    return False
+                settled = self.one(JOURNAL_MODE) != "wal" and time.time() - status.st_mtime > CLOCK_TICK
+                self.update(int(self.clock()), data_version)
+                self.written, self.settled = written, settled
+        except sqlite3.DatabaseError as error:
+            if not cached or said(error) != "corrupt":
+                raise
             return False
-        try:
-            status = os.stat(self.path)
-        except OSError:
-            return False  # the way through reopen() says what it means
-        return (status.st_mtime_ns, status.st_size) == self.written and file_identity(status) == self.inode
+        return True
 
-    def current(self, until):
-        """The Snapshot of this second, without a look into the file where it cannot have changed. Raises like snapshot."""
-        last = self.last
-        return Snapshot(last, None) if self.unchanged(last) else self.snapshot(until)
+    def age(self):
+        """Seconds since the last figures were known to be true."""
+        return time.monotonic() - self.good_at
 
-    def attempt(self, until):
-        self.began = started = time.monotonic()
-        try:
-            self.refresh(started, until)
-            self.trouble, self.good_at = None, time.monotonic()
-        except Trouble as trouble:
-            self.trouble, self.failed_at = trouble, time.monotonic()
-            self.failures[trouble.reason] += 1
-        self.say()
+    def fresh(self):
+        """Whether the last figures may still be served while the database is locked."""
+        return self.last is not None and self.age() <= self.stale_seconds
+
+    def bridging(self):
+        return self.trouble and self.trouble.reason == "locked" and self.fresh()
 
     def bridge(self):
         """The last good figures while a writer holds the lock, and only then, for a limited time."""
         if not self.bridging():
             raise self.trouble
         return Snapshot(self.last, self.trouble)
-
-    def bridging(self):
-        return self.trouble and self.trouble.reason == "locked" and self.fresh()
-
-    def fresh(self):
-        """Whether the last figures may still be served while the database is locked."""
-        return self.last is not None and self.age() <= self.stale_seconds
-
-    def age(self):
-        """Seconds since the last figures were known to be true."""
-        return time.monotonic() - self.good_at
 
     def say(self):
         """Logs a change of state, once."""
@@ -330,142 +427,46 @@ class Store:
                 self.close()
             raise diagnose(error, self.path, time.monotonic() - started) from None
 
-    def reopen(self):
-        """Opens the file that bears the name now. Raises Trouble or sqlite3.Error."""
-        status = self.status()
-        if not stat.S_ISREG(status.st_mode):  # SQLite calls a folder an I/O error, and would wait for ever for a FIFO's writer
-            raise Trouble("not_a_file", "database %s: it is a folder or a device, not a file" % self.path)
-        inode, self.size = file_identity(status), status.st_size
-        if not self.size:  # SQLite takes it for a database without tables
-            self.close()
-            raise Trouble("truncated", "database %s: the file is empty (0 bytes)" % self.path)
-        if self.inode not in (None, inode):
-            self.close()
-            self.last = None  # figures of another file, which must not bridge a lock on this one
-            self.replaced += 1
-            event(logging.WARNING, "database_replaced", path=self.path,
-                  detail="another file bears the name now (inode %d, before %d); reading that one" % (inode[1], self.inode[1]))
-        if not self.connection:
-            self.open(inode)
-
-    def open(self, inode):
-        uri = "file:%s?mode=ro" % urllib.parse.quote(os.fsencode(self.path))
-        self.connection = sqlite3.connect(uri, uri=True, timeout=0, isolation_level=None, check_same_thread=False)
-        self.connection.set_progress_handler(lambda: time.monotonic() > self.deadline, PROGRESS_STEPS)
-        self.inode, self.versions, self.data_version = inode, None, None  # these count within one connection only
-        self.settled = False
-
-    def status(self):
-        """The os.stat_result of the path. Raises Trouble."""
+    def attempt(self, until):
+        self.began = started = time.monotonic()
         try:
-            return os.stat(self.path)
-        except OSError as error:
-            raise self.gone(error)
+            self.refresh(started, until)
+            self.trouble, self.good_at = None, time.monotonic()
+        except Trouble as trouble:
+            self.trouble, self.failed_at = trouble, time.monotonic()
+            self.failures[trouble.reason] += 1
+        self.say()
 
-    def gone(self, error):
-        """The Trouble of a path that has no file. The connection stays open: it may hold the last copy of the data."""
-        detail = "database %s: %s" % (self.path, error.strerror)
-        lost = self.connection and error.errno == errno.ENOENT
-        descriptor, name = self.still_open() if lost else (None, "")
-        if name.endswith(" (deleted)"):
-            detail += "; it was deleted, but is still open here: copy %s before any restart" % descriptor
-        elif name:
-            detail += "; it was moved to %s" % name
-        return Trouble(errno_reason(error), detail)
-
-    def still_open(self):
-        """(/proc path of the descriptor, name) that our connection has the file open by."""
-        for descriptor, name in supervision.open_files(os.getpid()):
-            with contextlib.suppress(OSError):  # another thread's, closed meanwhile
-                if file_identity(os.stat(descriptor)) == self.inode:
-                    return descriptor, name
-        return None, ""
-
-    @contextlib.contextmanager
-    def transaction(self, patience_end):
-        """A read transaction of limited time; gives PRAGMA data_version. Raises sqlite3.Error: "is locked" at patience's end."""
-        self.deadline = float("inf")
-        self.connection.execute("BEGIN")
+    def snapshot(self, until=float("inf")):
+        """The Snapshot of this second. Raises Trouble: within the timeout for a lock, within another for the query, and by the
+        monotonic time `until`."""
+        arrived = time.monotonic()
+        if not self.lock.acquire(timeout=max(0, min(until - arrived, 2 * self.timeout))):
+            raise Trouble("timeout", "database %s: it is still being asked for others; gave up after %.1f s" % (
+                self.path, time.monotonic() - arrived))
         try:
-            data_version = self.take_lock(patience_end)
-            self.deadline = min(self.until, time.monotonic() + self.timeout)
-            yield data_version
+            # Who waited shares the outcome of an attempt that began after his arrival, or of one that failed since.
+            shared_from = self.failed_at if self.trouble else self.began
+            if shared_from < arrived:
+                self.attempt(until)
+            if self.trouble:
+                return self.bridge()
+            return Snapshot(self.last, None)
         finally:
-            with contextlib.suppress(sqlite3.Error):  # after some errors SQLite has rolled back by itself
-                self.connection.execute("ROLLBACK")
+            self.lock.release()
 
-    def take_lock(self, patience_end):
-        """The first read, which takes the lock that readers share. A busy writer leaves gaps of about a millisecond between two
-        commits; SQLite's own busy handler, which sleeps up to 100 ms, misses them for seconds."""
-        pause = LOCK_POLL
-        while True:
-            try:
-                return self.one(DATA_VERSION)
-            except sqlite3.OperationalError as error:
-                if said(error) != "locked" or time.monotonic() >= patience_end:
-                    raise
-                time.sleep(pause)
-                pause = min(1.02 * pause, LOCK_POLL_MAX)
-
-    def read(self, patience_end):
-        """Brings self.last up to date in one transaction. False, on a connection with a page cache, for a file that was written
-        to without SQLite knowing: one overwritten in place may look unchanged by its counters, or like a damaged one."""
-        cached = self.data_version is not None
-        try:
-            with self.transaction(patience_end) as data_version:
-                status = self.status()  # with the lock held: no transaction can end between this and the reading
-                written = status.st_mtime_ns, status.st_size
-                if cached and data_version == self.data_version and written != self.written:
-                    return False
-                settled = self.one(JOURNAL_MODE) != "wal" and time.time() - status.st_mtime > CLOCK_TICK
-                self.update(int(self.clock()), data_version)
-                self.written, self.settled = written, settled
-        except sqlite3.DatabaseError as error:
-            if not cached or said(error) != "corrupt":
-                raise
+    def unchanged(self, last):
+        """Whether these figures are of this second and of the file as it is, by its time and size alone. A commit in the same
+        tick of the kernel's clock as our reading would not show, so that only a file that was at rest by then qualifies."""
+        if last is None or self.trouble or not self.settled or not self.stale_seconds or last.now != int(self.clock()):
             return False
-        return True
+        try:
+            status = os.stat(self.path)
+        except OSError:
+            return False  # the way through reopen() says what it means
+        return (status.st_mtime_ns, status.st_size) == self.written and file_identity(status) == self.inode
 
-    def update(self, now, data_version):
-        """The new figures, unless the second and the data are those of the last. The schema is compared whenever it moves."""
-        versions = self.one(SCHEMA_VERSION), self.one(schema_check.VERSION)
-        if versions != self.versions:
-            self.compare()
-            self.versions = versions
-        if self.errors():
-            raise Trouble("schema_mismatch", "database %s: %s; it needs the schema of this release (schema.sql)" % (
-                self.path, "; ".join(self.errors())))
-        if self.last and self.last.now == now and self.data_version == data_version:
-            return
-        started = time.monotonic()
-        self.last = ask(self.connection, now)
-        self.data_version = data_version
-        self.measure(time.monotonic() - started)
-
-    def one(self, sql):
-        with contextlib.closing(self.connection.execute(sql)) as cursor:
-            return cursor.fetchone()[0]
-
-    def errors(self):
-        return [finding.text for finding in self.findings if finding.grade == "error"]
-
-    def compare(self):
-        before = in_force(self.findings)
-        self.findings = schema_check.compare(schema_check.read_schema(self.connection), self.wanted)
-        after = in_force(self.findings)
-        for finding in after:
-            if finding not in before:
-                event(logging.WARNING, "schema_warning", detail=finding)
-        if before and not after and not self.errors():
-            event(logging.INFO, "schema_recovered", path=self.path)
-
-    def measure(self, seconds):
-        self.queries += 1
-        self.seconds += seconds
-        self.last_seconds, self.max_seconds = seconds, max(seconds, self.max_seconds or 0)
-
-    def close(self):
-        if self.connection:
-            with contextlib.suppress(sqlite3.Error):  # it is being given up, for a reason that is reported
-                self.connection.close()
-        self.connection = None
+    def current(self, until):
+        """The Snapshot of this second, without a look into the file where it cannot have changed. Raises like snapshot."""
+        last = self.last
+        return Snapshot(last, None) if self.unchanged(last) else self.snapshot(until)
