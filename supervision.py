@@ -811,6 +811,18 @@ def _pidfd(pid):
         return None
 
 
+def _send(instance, descriptor, number):
+    try:
+        if descriptor is not None:
+            signal.pidfd_send_signal(descriptor, number)
+        elif not ended(instance):
+            os.kill(instance.pid, number)
+    except ProcessLookupError:    # it ended by itself, which is what was wanted
+        pass
+    except PermissionError as error:
+        raise Failure("{} belongs to another user; run this as that user, or as root".format(describe(instance.pid))) from error
+
+
 @contextlib.contextmanager
 def grip(instance, target):
     """Give a function that signals the instance and nobody else; raise Failure where the proof has ended.
@@ -819,23 +831,10 @@ def grip(instance, target):
     Python 3.9 the start time is compared right before each signal instead, which leaves a gap of some microseconds.
     """
     descriptor = _pidfd(instance.pid)
-
-    def send(number):
-        try:
-            if descriptor is not None:
-                signal.pidfd_send_signal(descriptor, number)
-            elif not ended(instance):
-                os.kill(instance.pid, number)
-        except ProcessLookupError:    # it ended by itself, which is what was wanted
-            pass
-        except PermissionError as error:
-            raise Failure("{} belongs to another user; run this as that user, or as root"
-                          .format(describe(instance.pid))) from error
-
     try:
         if ended(instance) or not proof(instance.pid, target):
             raise Failure("pid {} is no longer proven to be this instance and was not signalled".format(instance.pid))
-        yield send
+        yield lambda number: _send(instance, descriptor, number)
     finally:
         if descriptor is not None:
             os.close(descriptor)
@@ -1034,6 +1033,16 @@ def immovable(instance, target, env_file):
     return None
 
 
+def _progress(instance, target, refused):
+    """Return the Answer of an instance that was told to reload; raise Failure when it has ended, or refuses once more."""
+    if ended(instance):
+        raise Failure("pid {} has ended instead of loading anew".format(instance.pid))
+    answer = inquire(instance.pid, target)
+    if answer.refusal not in (None, refused):
+        raise Failure("pid {} refuses to reload: {}".format(instance.pid, answer.refusal[1]))
+    return answer
+
+
 def reload(instance, target, seconds):
     """Send SIGHUP and wait until the instance answers by a new id; return that Answer. Raise Failure when it refuses.
 
@@ -1047,16 +1056,8 @@ def reload(instance, target, seconds):
     say("reloading {}, which {}".format(describe(instance.pid), instance.proof))
     with grip(instance, target) as send:
         send(signal.SIGHUP)
-
-    def look():
-        if ended(instance):
-            raise Failure("pid {} has ended instead of loading anew".format(instance.pid))
-        answer = inquire(instance.pid, target)
-        if answer.refusal not in (None, before.refusal):
-            raise Failure("pid {} refuses to reload: {}".format(instance.pid, answer.refusal[1]))
-        return answer
-
-    answer = wait_until(look, seconds, lambda answer: answer.ready and answer.instance not in (None, before.instance))
+    answer = wait_until(lambda: _progress(instance, target, before.refusal), seconds,
+                        lambda answer: answer.ready and answer.instance not in (None, before.instance))
     if answer.instance == before.instance:
         raise Failure("pid {} still serves as before after {:g} s; its log says why".format(instance.pid, seconds))
     return answer
