@@ -5,7 +5,7 @@
 
 A line is user:pbkdf2_sha256$ITERATIONS$SALT$HASH, salt and hash in base64; # begins a comment line. Such a hash is slow on
 purpose (RFC 8018), and the rest follows from that: what was found good is remembered, an unknown user costs as much as a known
-one, one hash is computed at a time, and wrong attempts are limited over all clients, so that none can keep the machine busy.
+one, one hash is computed at a time, and wrong attempts are limited, by address and in all, so that none keeps the machine busy.
 """
 
 import base64
@@ -151,7 +151,7 @@ def read_users(path):
     """User name, as bytes, -> Entry of a password file. Raises CredentialsError.
 
     A user may stand there once: to try a wrong password against two hashes would take twice the time, which tells that there is
-    such a user, and whoever removed one of the lines would believe him gone. A password is rotated by adding another user.
+    such a user, and whoever removed one of the lines would take the user for gone. A password is rotated by adding another user.
     """
     users, places = {}, {}
     for number, line in enumerate(map(bytes.strip, read_secret(path).splitlines()), 1):

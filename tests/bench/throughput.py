@@ -415,7 +415,8 @@ def summary(rounds, single, many):
 
 
 def compare(recipes, options, writes):
-    """What the servers do under so many writes a second, and how many times what each of the others answers ours does."""
+    """The figures of all servers under so many writes a second, and how many times as many requests ours answers as each of the
+    others: ratios by the second, cpu_ratios by the CPU second."""
     with contextlib.ExitStack() as running:
         servers = [running.enter_context(serving(recipe, options)) for recipe in recipes]
         if writes:
