@@ -921,7 +921,9 @@ def _refusal(health):
 
 
 def _answer(url):
-    live = _ask(url, "/livez")[1]
+    status, live = _ask(url, "/livez")
+    if status != 200:       # 400 from a TLS port that was asked without TLS
+        raise ValueError("/livez answers {}".format(status))
     status, health = _ask(url, "/readyz")
     detail = None if status == 200 else _complaints(status, health)
     return Answer(url, live.get("instance"), live.get("started_at"), status == 200, "checks" in health, detail, _refusal(health))
