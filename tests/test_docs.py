@@ -207,6 +207,13 @@ def reasons():
     return set(literal) | {reason for _, reason in store.MESSAGES} | set(eventlog.ERRNO_REASONS.values())
 
 
+def anchors(page):
+    """The anchors of a page's headings, made as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
+    made = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    return made | set(re.findall(r'<a (?:id|name)="([^"]+)"', prose(page)))
+
+
 def test_the_list_of_reasons_is_closed():
     assert {coded(row.cells[0])[0] for row in rows(METRICS, "reason")} == reasons()
 
@@ -330,13 +337,6 @@ def test_wrong_arguments_have_the_documented_exit_code(name):
              if coded(command) == [name] and "wrong arguments" in meaning]
     done = subprocess.run(COMMANDS[name] + [str(ROOT / name), "--bogus"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert codes == [done.returncode]
-
-
-def anchors(page):
-    """The anchors of a page's headings, made as GitHub makes them."""
-    headings = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
-    made = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
-    return made | set(re.findall(r'<a (?:id|name)="([^"]+)"', prose(page)))
 
 
 def links(page):

@@ -18,7 +18,7 @@ import pytest
 
 import credentials
 import supervision
-from conftest import DEADLINE, ROOT, make_database, wait_for
+from conftest import DEADLINE, copy_product, make_database, wait_for
 
 Result = namedtuple("Result", "code out err")
 
@@ -86,14 +86,25 @@ fi
 """
 
 
+def run(command, **options):
+    child = subprocess.Popen([str(part) for part in command], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                             stderr=subprocess.PIPE, universal_newlines=True, **options)
+    out, err = child.communicate(timeout=60)
+    return Result(child.returncode, out, err)
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 class House:
     """A copy of the product's folder, with its settings in metrics.env."""
 
     def __init__(self, folder, stand_in=False):
         folder.mkdir()
-        for path in ROOT.iterdir():
-            if path.suffix in (".py", ".sh", ".sql", ".html"):
-                shutil.copy(str(path), str(folder))
+        copy_product(folder)
         if stand_in:
             (folder / "metrics_service.py").write_text(STAND_IN)
             (folder / "health_check.py").write_text("")
@@ -141,19 +152,6 @@ class House:
 
     def services(self):
         return [pid for pid in supervision.processes() if supervision.script_of(pid) == str(self.folder / "metrics_service.py")]
-
-
-def run(command, **options):
-    child = subprocess.Popen([str(part) for part in command], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                             stderr=subprocess.PIPE, universal_newlines=True, **options)
-    out, err = child.communicate(timeout=60)
-    return Result(child.returncode, out, err)
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def make_certificate(folder, *names):

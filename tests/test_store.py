@@ -193,6 +193,12 @@ def test_a_file_overwritten_in_place_is_read_anew_even_if_its_counters_are_the_s
         assert store.snapshot().figures.statuses["exception"] == exceptions
 
 
+def overwrite(path, offset, data):
+    with path.open("r+b") as file:
+        file.seek(offset)
+        file.write(data)
+
+
 def test_damage_under_an_open_connection_is_seen_through_its_page_cache(store, path):
     whole = path.read_bytes()
     total(store)
@@ -236,12 +242,6 @@ def test_a_damaged_file_is_told_apart_and_recovers_when_put_back(store, path, da
     assert (found, status) == (reason, 503) and words in detail
     path.write_bytes(whole)
     assert total(store) == 1
-
-
-def overwrite(path, offset, data):
-    with path.open("r+b") as file:
-        file.seek(offset)
-        file.write(data)
 
 
 def test_a_page_size_of_65536_bytes_is_read_as_such(tmp_path):
