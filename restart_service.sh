@@ -225,6 +225,24 @@ same_owner() {
     die "pid $PID runs as uid $OWNER and was left alone; restart it as that user, for example with su or setpriv"
 }
 
+show_tail() {
+  [[ -f $1 && -r $1 && -s $1 ]] || return 0
+  say "the last lines of $1:"
+  tail -n 10 -- "$1" >&2
+}
+
+give_up() {
+  show_tail "$PID_FILE.out"
+  show_tail "$LOG_FILE"
+  find_instance
+  if ((FOUND == 0)); then
+    say "now running: pid $PID, which $PROOF"
+  else
+    say "now nothing is proven to be running"
+  fi
+  die "$1"
+}
+
 # Changes the instance by a verb of supervision.py that prints the new one's answer.
 change_instance() {
   local answer
@@ -243,22 +261,10 @@ confirm_healthy() {
   [[ $DRY_RUN ]] || say "done: $URL answers, instance $INSTANCE"
 }
 
-give_up() {
-  show_tail "$PID_FILE.out"
-  show_tail "$LOG_FILE"
-  find_instance
-  if ((FOUND == 0)); then
-    say "now running: pid $PID, which $PROOF"
-  else
-    say "now nothing is proven to be running"
-  fi
-  die "$1"
-}
-
-show_tail() {
-  [[ -f $1 && -r $1 && -s $1 ]] || return 0
-  say "the last lines of $1:"
-  tail -n 10 -- "$1" >&2
+restart_unit() {
+  run "${SYSTEMCTL[@]}" restart "$UNIT" || give_up "systemctl could not restart $UNIT"
+  change_instance await "$UNIT was restarted, but is not ready"
+  confirm_healthy
 }
 
 cmd_restart() {
@@ -286,12 +292,6 @@ cmd_restart() {
     start_instance start
   fi
   trap - HUP INT TERM
-  confirm_healthy
-}
-
-restart_unit() {
-  run "${SYSTEMCTL[@]}" restart "$UNIT" || give_up "systemctl could not restart $UNIT"
-  change_instance await "$UNIT was restarted, but is not ready"
   confirm_healthy
 }
 
