@@ -28,6 +28,7 @@ import select
 import socket
 import socketserver
 import struct
+import sys
 import threading
 import time
 
@@ -42,6 +43,7 @@ BACKLOG = 1024          # connections the kernel keeps waiting; the stock 5 turn
 MAX_CONNECTIONS = 2048  # open at once; fewer where the descriptor limit is lower
 RESERVE = 64            # descriptors left to the rest of the process, or half of a limit below twice that
 TRIM_FROM = 64          # connections at once whose memory is worth giving back to the kernel
+SWITCH_SECONDS = 0.0005 # that a busy thread runs before another's turn; with all workers busy 5 ms would keep the poller waiting
 SWEEP = 0.25            # s between two looks at the deadlines
 HEAD_SECONDS = 10       # from the accept, or from the first byte of a further head, to its end; body and TLS handshake too
 IDLE_SECONDS = 15       # between an answer and the first byte of the next request
@@ -323,11 +325,13 @@ class Server(http.server.HTTPServer):
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 0, int(LINGER * 1e6)))
         self.limit = connection_limit()
         share_arena()
+        sys.setswitchinterval(SWITCH_SECONDS)
         self.lock = threading.Lock()                    # of all that follows
         self.work = threading.Condition(self.lock)      # something is in the queue
         self.rest = threading.Condition(self.lock)      # a worker has nothing to do, or a connection is gone
         self.connections = collections.OrderedDict()    # descriptor -> Handler, first who waits longest for a whole request
         self.queue, self.deferred = collections.deque(), collections.deque()
+        self.greedy = collections.deque()               # answered, and have sent more: they come after the queue
         self.idle = self.slots = self.in_flight = self.peak = 0
         self.closing = self.pausing = self.ending = self.starving = False
         self.counts = dict.fromkeys(COUNTS, 0)
@@ -359,11 +363,10 @@ class Server(http.server.HTTPServer):
 
     def service_actions(self, events):
         """One turn of the poller."""
-        for number, _ in events:
-            if number == self.socket.fileno():
-                self.accept()
-            else:
-                self.wake(number)
+        numbers = {number for number, _ in events}
+        if self.socket.fileno() in numbers:
+            self.accept()
+        self.wake(numbers)
         now = time.monotonic()
         if now >= self.next_sweep:
             self.next_sweep = now + SWEEP
@@ -422,12 +425,13 @@ class Server(http.server.HTTPServer):
                 self.queue.append(handler)
                 self.work.notify()
 
-    def wake(self, number):
-        """Gives a connection for which something came to the workers. The event of one that is gone by now harms nobody."""
+    def wake(self, numbers):
+        """Gives the connections for which something came to the workers, all at once: taking the lock for each would keep the
+        poller from accepting. The event of one that is gone by now harms nobody."""
         with self.lock:
-            handler = self.connections.get(number)
-            if handler and handler.parked:
-                self.hand_over(handler)
+            for handler in map(self.connections.get, numbers):
+                if handler and handler.parked:
+                    self.hand_over(handler)
 
     def hand_over(self, handler):
         handler.parked = False
@@ -467,10 +471,10 @@ class Server(http.server.HTTPServer):
             with self.lock:
                 self.idle += 1
                 self.rest.notify_all()
-                while not self.queue:
+                while not (self.queue or self.greedy):
                     self.work.wait()
                 self.idle -= 1
-                handler = self.queue.popleft()
+                handler = (self.queue or self.greedy).popleft()
             self.process_request(handler)
 
     def process_request(self, handler):
@@ -490,7 +494,8 @@ class Server(http.server.HTTPServer):
                 handler.renewed = False
                 self.connections.move_to_end(handler.number)
             if wait is AGAIN:
-                self.hand_over(handler)
+                self.greedy.append(handler)
+                self.work.notify()
             elif time.monotonic() > handler.deadline:   # else one that is always busy would never be seen by a sweep
                 handler.lapse()
                 self.hand_over(handler)
@@ -504,7 +509,7 @@ class Server(http.server.HTTPServer):
 
     def turn(self):
         """How a connection goes on that has more requests in its buffer."""
-        return READ if self.pausing else AGAIN if self.queue and not self.idle else ON
+        return READ if self.pausing else AGAIN if (self.queue or self.greedy) and not self.idle else ON
 
     def enter(self, handler, waits):
         """Counts a request in, unless it waits() and all slots are taken: then it is deferred, and False."""
@@ -552,7 +557,7 @@ class Server(http.server.HTTPServer):
         return self.in_flight + len(self.deferred) + sum(1 for handler in self.connections.values() if handler.unsent)
 
     def resting(self):
-        return self.idle == WORKERS and not self.queue
+        return self.idle == WORKERS and not self.queue and not self.greedy
 
     def announce(self, seconds):
         """Has every answer say that the connection ends, until all clients that keep one have heard it."""
