@@ -67,6 +67,15 @@ def make_database(path, rows=()):
     return path
 
 
+def make_certificate(path, *names):
+    """A PEM file of a key and of its certificate for these names, such as DNS:localhost, which signs itself; the path."""
+    subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "90",
+                    "-subj", "/CN=localhost", "-addext", "subjectAltName=" + ",".join(names), "-keyout", str(path),
+                    "-out", str(path)], check=True, stderr=subprocess.DEVNULL)
+    path.chmod(0o600)
+    return path
+
+
 class Service:
     """metrics_service.py as a process, on a free port; every setting can be given as a keyword."""
 

@@ -18,7 +18,7 @@ import time
 import pytest
 
 import supervision
-from conftest import DEADLINE, LONG, ROOT, Service, copy_product, wait_for
+from conftest import DEADLINE, LONG, ROOT, Service, copy_product, make_certificate, wait_for
 
 GET = b"GET %s HTTP/1.1\r\nHost: localhost\r\n\r\n"
 LIVE = GET % b"/livez"
@@ -572,13 +572,7 @@ def test_ten_reloads_leave_nothing_behind(service):
 def pairs(tmp_path_factory):
     """Two files of a certificate and its key."""
     folder = tmp_path_factory.mktemp("pairs")
-    for name in ("one", "two"):
-        cert, key = str(folder / (name + ".cert")), folder / (name + ".key")
-        subprocess.check_output(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
-                                 "-days", "90", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1",
-                                 "-out", cert, "-keyout", str(key)], stderr=subprocess.STDOUT)
-        (folder / name).write_text(key.read_text() + (folder / (name + ".cert")).read_text())
-    return folder / "one", folder / "two"
+    return [make_certificate(folder / name, "DNS:localhost", "IP:127.0.0.1") for name in ("one", "two")]
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ import pytest
 
 import credentials
 import supervision
-from conftest import DEADLINE, copy_product, make_database, wait_for
+from conftest import DEADLINE, copy_product, make_certificate, make_database, wait_for
 
 Result = namedtuple("Result", "code out err")
 
@@ -152,16 +152,6 @@ class House:
 
     def services(self):
         return [pid for pid in supervision.processes() if supervision.script_of(pid) == str(self.folder / "metrics_service.py")]
-
-
-def make_certificate(folder, *names):
-    """Writes a self-signed certificate for these names and its key to certificate.pem."""
-    path = str(folder / "certificate.pem")
-    names = "subjectAltName=" + ",".join(names)
-    subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days",
-                    "90", "-subj", "/CN=metrics", "-addext", names, "-keyout", path, "-out", path],
-                   check=True, stderr=subprocess.DEVNULL)
-    os.chmod(path, 0o600)
 
 
 def end_all(folder):
@@ -542,7 +532,7 @@ def test_a_stopped_process_is_not_reloaded(house):
     (["DNS:x.example"], {"CHECK_CA_FILE": "certificate.pem"}, "metrics.env, or have it made for this address too\n"),
 ])
 def test_what_speaks_tls_is_asked_by_tls_and_checked_where_its_certificate_can_be(house, names, more, words):
-    make_certificate(house.folder, *names)
+    make_certificate(house.folder / "certificate.pem", *names)
     house.configure(TLS_CERT="certificate.pem", **more)
     result = house.run()
     assert (result.code, words in result.out + result.err) == (0, True), result.err
@@ -550,7 +540,7 @@ def test_what_speaks_tls_is_asked_by_tls_and_checked_where_its_certificate_can_b
 
 
 def test_a_certificate_that_has_ended_is_no_matter_of_where_one_asks_from(house):
-    make_certificate(house.folder, "IP:127.0.0.1")
+    make_certificate(house.folder / "certificate.pem", "IP:127.0.0.1")
     pair = ["-in", "certificate.pem", "-signkey", "certificate.pem"]
     subprocess.run(["openssl", "x509"] + pair + ["-days", "-1", "-out", "ended.pem"], check=True, cwd=str(house.folder),
                    stderr=subprocess.DEVNULL)
@@ -562,7 +552,7 @@ def test_a_certificate_that_has_ended_is_no_matter_of_where_one_asks_from(house)
 
 
 def test_what_is_said_in_the_settings_and_not_loaded_yet_decides_nothing(house):
-    make_certificate(house.folder, "IP:127.0.0.1")
+    make_certificate(house.folder / "certificate.pem", "IP:127.0.0.1")
     house.start()
     house.configure(TLS_CERT="certificate.pem")
     assert ", %s, instance " % house.url() in house.run("status").out

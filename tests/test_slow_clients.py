@@ -11,12 +11,11 @@ import resource
 import socket
 import sqlite3
 import ssl
-import subprocess
 import time
 
 import pytest
 
-from conftest import DEADLINE, LONG, Service, make_database, wait_for
+from conftest import DEADLINE, LONG, Service, make_certificate, make_database, wait_for
 
 ROUND = 0.25         # s between two looks at the slow clients; each second one they send a byte
 PATIENCE = 60 if LONG else 30  # s until all that slow clients took is given back
@@ -124,15 +123,6 @@ def start(folder, descriptors=4096, **settings):
     return service
 
 
-def certificate(folder):
-    """(certificate, key) for 127.0.0.1."""
-    paths = folder / "cert.pem", folder / "key.pem"
-    subprocess.check_output(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
-                             "-days", "90", "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1",
-                             "-out", str(paths[0]), "-keyout", str(paths[1])], stderr=subprocess.STDOUT)
-    return paths
-
-
 def connections(service):
     """The block of that name, not from before this call: all who ask within a second have the same answer."""
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
@@ -207,8 +197,7 @@ def sieges(request, tmp_path_factory):
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     folder = tmp_path_factory.mktemp("plain")
     secure = tmp_path_factory.mktemp("secure")
-    cert, key = certificate(secure)
-    services = [start(folder), start(secure, tls_cert=cert, tls_key=key)]
+    services = [start(folder), start(secure, tls_cert=make_certificate(secure / "cert.pem", "IP:127.0.0.1"))]
     fought = {"plain": Siege(services[0], PLAIN, request.param), "TLS": Siege(services[1], SECURE, request.param)}
     fight(list(fought.values()))
     yield fought
