@@ -69,9 +69,9 @@ def make_database(path, rows=()):
 
 def make_certificate(path, *names):
     """A PEM file of a key and of its certificate for these names, such as DNS:localhost, which signs itself; the path."""
-    subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "90",
-                    "-subj", "/CN=localhost", "-addext", "subjectAltName=" + ",".join(names), "-keyout", str(path),
-                    "-out", str(path)], check=True, stderr=subprocess.DEVNULL)
+    subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
+                    "-days", "90", "-subj", "/CN=localhost", "-addext", "subjectAltName=" + ",".join(names),
+                    "-keyout", str(path), "-out", str(path)], check=True, stderr=subprocess.DEVNULL)
     path.chmod(0o600)
     return path
 
