@@ -230,7 +230,7 @@ class Traffic:
 
     def document(self, in_flight):
         with self.lock:
-            total, bounds = sum(self.latency), LATENCY_BOUNDS + (None,)
+            total, reached = sum(self.latency), zip(LATENCY_BOUNDS + (None,), itertools.accumulate(self.latency))
             return {
                 "total": total,
                 "in_flight": in_flight,
@@ -242,7 +242,7 @@ class Traffic:
                     "p50": self.percentile(.5),
                     "p95": self.percentile(.95),
                     "max": rounded(self.slowest),
-                    "buckets": [{"le": bound, "count": count} for bound, count in zip(bounds, itertools.accumulate(self.latency))],
+                    "buckets": [{"le": bound, "count": count} for bound, count in reached],
                 },
             }
 

@@ -59,10 +59,10 @@ def openssl(folder, *words):
 
 
 def sign(folder, name, end, key="key.pem"):
-    """Makes NAME.pem, a certificate that is its own authority."""
+    """Makes NAME.pem, a certificate that signs itself."""
     openssl(folder, "req", "-new", "-key", key, "-subj", "/CN=localhost", "-out", "request.pem")
-    openssl(folder, "ca", "-batch", "-config", "ca.cnf", "-selfsign", "-keyfile", key, "-in", "request.pem", "-out", name + ".pem",
-            "-notext", "-rand_serial", "-startdate", "20200101000000Z", "-enddate", end)
+    openssl(folder, "ca", "-batch", "-config", "ca.cnf", "-selfsign", "-keyfile", key, "-in", "request.pem", "-notext",
+            "-out", name + ".pem", "-rand_serial", "-startdate", "20200101000000Z", "-enddate", end)
 
 
 def make_keys(folder):
