@@ -13,6 +13,7 @@ import collections
 import getpass
 import hashlib
 import hmac
+import ipaddress
 import math
 import os
 import re
@@ -28,10 +29,10 @@ SALT_BYTES = 16         # NIST SP 800-132 section 5.1
 PASSWORD_MAX = 1024     # bytes, well within the longest header that a server takes
 FILE_MAX = 65536        # bytes, some 600 users
 LOOK = 1.0              # s between two looks at whether the file has changed
-BURST, RATE = 5, 1.0    # wrong attempts of one address that are hashed at once, and each second after that
-ALL_BURST, ALL_RATE = 20, 4.0   # those of all: one that hammers leaves room for the others
+BURST, RATE = 5, 0.2    # wrong attempts of one address that are hashed at once, and each second after that
+ALL_BURST, ALL_RATE = 20, 1.0   # those of all: one that hammers leaves room for the others, and all leave most of a core
 ADDRESSES = 1024        # of which attempts are remembered, the latest
-PLACES = 16             # threads that may wait for a hash at a time; the server has more
+PLACES = 16             # hashes that may be waited for at a time
 
 HASH = re.compile(rb"pbkdf2_sha256\$([0-9]{1,9})\$([A-Za-z0-9+/]{22}==)\$([A-Za-z0-9+/]{43}=)\Z")   # 16 and 32 bytes
 CONTROL = re.compile(rb"[\x00-\x1f\x7f]")   # forbidden by RFC 7617; and to PBKDF2 "x" and "x\0" would be the same
@@ -227,6 +228,15 @@ class Bucket:
         self.tokens += 1
 
 
+def source(address):
+    """What stands for all addresses that one host can choose from: of IPv6 the network, of 64 bits (RFC 4291, 2.5.1)."""
+    try:
+        parsed = ipaddress.IPv6Address((address or "").partition("%")[0])
+    except ValueError:
+        return address
+    return address if parsed.ipv4_mapped else int(parsed) >> 64
+
+
 class Limit:
     """The wrong attempts that one address may still make, and all together. Whoever calls holds a lock."""
 
@@ -234,6 +244,7 @@ class Limit:
         self.clock, self.everybody, self.addresses = clock, Bucket(ALL_BURST, ALL_RATE, clock), collections.OrderedDict()
 
     def bucket(self, address):
+        address = source(address)
         bucket = self.addresses.setdefault(address, Bucket(BURST, RATE, self.clock))
         self.addresses.move_to_end(address)
         if len(self.addresses) > ADDRESSES:
@@ -271,7 +282,6 @@ class Credentials:
         self.lock = threading.Lock()        # guards what follows, for moments
         self.limit = Limit(clock)
         self.attempts = {}                  # digest -> Future of the Verdict being worked out for it
-        self.inside = 0                     # threads that wait for one of those
         self.key = os.urandom(32)
 
     def reread(self):
@@ -329,19 +339,17 @@ class Credentials:
         key = self.digest(user, password)
         with self.lock:
             first = key not in self.attempts
-            wait = 1 if self.inside == PLACES else self.limit.take(address) if first else 0
+            wait = 0 if not first else 1 if len(self.attempts) == PLACES else self.limit.take(address)
             if wait:
                 return Verdict(False, None, wait)
             future = self.attempts.setdefault(key, Future())
-            self.inside += 1
         try:
             if first:
                 future.set_result(self.judge(key, address, user, password))
             return future.result()
         finally:
-            with self.lock:
-                self.inside -= 1
-                if first:
+            if first:
+                with self.lock:
                     del self.attempts[key]
             future.cancel()     # does nothing unless judge raised: then nobody shall wait for it
 

@@ -19,7 +19,7 @@ FIELDS_MAX = 100        # of a head
 BODY_MAX = 65536        # bytes of a body, which is read and thrown away
 METHOD_MAX = 32         # bytes of a method; the longest registered one has 17
 NAME = "metrics_service"
-PHRASES = {413: "Content Too Large", 414: "URI Too Long"}
+PHRASES = {413: "Content Too Large", 414: "URI Too Long", 421: "Misdirected Request"}
 
 SECURITY = (
     ("Cache-Control", "no-store"), ("X-Content-Type-Options", "nosniff"), ("X-Frame-Options", "DENY"),
@@ -40,10 +40,11 @@ ORIGIN = re.compile("(/%s)%s" % (PATH, QUERY))
 ABSOLUTE = re.compile("[Hh][Tt][Tt][Pp][Ss]?://([^/?@:][^/?@]*)(/%s)?%s" % (PATH, QUERY))
 AUTHORITY = re.compile(r"[^/?#@\[\]]+:\d{1,5}|\[[0-9A-Fa-f:.]+\]:\d{1,5}")
 CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-CHUNK = re.compile(rb"([0-9A-Fa-f]{1,8})(?:[ \t]*;%s)?\r\n" % VALUE)
+CHUNK_BEGUN = re.compile(rb"[0-9A-Fa-f]*[ \t]*(?:;%s)?\r?" % VALUE)
+CHUNK = re.compile(rb"0*([0-9A-Fa-f]{1,8})(?:[ \t]*;%s)?\r\n" % VALUE)
 CHUNK_LINE_MAX = 256    # bytes of a chunk's size and extensions
 
-Head = collections.namedtuple("Head", "method path query headers line http10 keep body expects")
+Head = collections.namedtuple("Head", "method path query headers line http10 keep body expects https")
 CHUNKED = -1            # Head.body of a chunked one, else its length
 
 
@@ -200,7 +201,7 @@ def read_head(data):
     keep = "close" not in options and (not http10 or "keep-alive" in options)
     return Head(method, path, urllib.parse.parse_qs(query, keep_blank_values=True),
                 {name: ", ".join(values) for name, values in fields.items()},
-                data[:line_end - 2].decode("latin-1"), http10, keep and not expects, body, expects)
+                data[:line_end - 2].decode("latin-1"), http10, keep and not expects, body, expects, target[:5].lower() == "https")
 
 
 def check_size(data, size):
@@ -211,12 +212,12 @@ def check_size(data, size):
         raise Refusal(431, "a head may have %d bytes" % HEAD_MAX)
 
 
-def check_unfinished(data):
+def check_unfinished(data, seen=0):
     """Refuses what cannot become a head any more, so that nobody waits for its end."""
-    if BARE.search(data):
+    if BARE.search(data, max(0, seen - 1)):
         refuse("a line ends in a bare CR or LF, or the head has a NUL")
     check_size(data, len(data))
-    if b"\r\n" in data:
+    if data.find(b"\r\n", 0, seen) < 0 and b"\r\n" in data:
         read_line(data)
 
 
@@ -259,8 +260,10 @@ class Body:
     def start_chunk(self, data, at):
         """Where the next chunk's bytes start, or the body ends with the last one (RFC 9112, 7.1); None as above."""
         chunk = CHUNK.match(data, at)
+        if (chunk.end() if chunk else len(data)) - at > CHUNK_LINE_MAX:
+            refuse("the line of a chunk's size may have %d bytes" % CHUNK_LINE_MAX)
         if not chunk:
-            if b"\r\n" in data[at:at + CHUNK_LINE_MAX] or len(data) - at >= CHUNK_LINE_MAX:
+            if not CHUNK_BEGUN.fullmatch(data, at):
                 refuse("a chunk does not start with its size")
             return None
         self.left = int(chunk.group(1), 16)
@@ -275,6 +278,8 @@ class Body:
         """Where the trailer section that starts here ends (RFC 9112, 7.1.2); None as above."""
         end = data.find(b"\r\n\r\n", at - 2) + 4
         if end < 4:
+            if BARE.search(data, at):
+                refuse("a line of the trailers ends in a bare CR or LF")
             if len(data) - at > HEAD_MAX:
                 raise Refusal(431, "trailers may have %d bytes" % HEAD_MAX)
             return None
@@ -290,11 +295,16 @@ class Body:
         return b"%x\r\n" % self.left if self.left else b"1\r\nx" if self.open else b""
 
 
+def stand_in(length):
+    """A body of the length, as good as any that was thrown away."""
+    return b"0\r\n\r\n" if length == CHUNKED else b"x" * length
+
+
 # Answers
 
 def phrase_of(status):
     """The reason phrase of RFC 9110, 15, whichever RFC this Python's http.HTTPStatus has it from."""
-    return PHRASES.get(int(status), HTTPStatus(status).phrase)
+    return PHRASES.get(int(status)) or HTTPStatus(status).phrase
 
 
 class Response:

@@ -28,7 +28,7 @@ import json
 import logging
 import os
 import re
-import select
+import selectors
 import shutil
 import signal
 import socket
@@ -660,6 +660,14 @@ def refuse_errors(findings):
 
 # Life: check, serve, demo
 
+def readable(files, seconds=None):
+    """Those of the files that can be read, waited for so long. Not by select(), which cannot see descriptors above 1023."""
+    with selectors.PollSelector() as selector:
+        for file in files:
+            selector.register(file, selectors.EVENT_READ)
+        return [key.fileobj for key, _ in selector.select(seconds)]
+
+
 class Signals:
     """SIGTERM, SIGINT and SIGHUP as bytes on a socket: the handler does nothing, the main thread reads."""
 
@@ -674,14 +682,14 @@ class Signals:
     def wait(self):
         """The name of the next signal."""
         while True:
-            select.select([self.reader], [], [])
+            readable([self.reader])
             number = self.reader.recv(1)[0]
             if number in self.before:
                 return signal.Signals(number).name
 
     def waiting(self):
         """Whether a signal came that wait() has not yet given."""
-        return bool(select.select([self.reader], [], [], 0)[0])
+        return bool(readable([self.reader], 0))
 
     def __exit__(self, *exception):
         for number, handler in self.before.items():
@@ -734,7 +742,7 @@ def recheck(settings, env_file, signals):
     with subprocess.Popen(own_command(env_file, "--check"), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                           stderr=subprocess.STDOUT) as child:
         while True:
-            ready = select.select([child.stdout, signals.reader], [], [], max(0, deadline - time.monotonic()))[0]
+            ready = readable([child.stdout, signals.reader], max(0, deadline - time.monotonic()))
             if child.stdout not in ready or signals.reader in ready:
                 child.kill()
                 if ready:
@@ -793,22 +801,22 @@ class Life:
                            or self.reload(lock))
             except Overtaken:
                 continue
+            except OSError as error:  # no process, descriptor or interpreter for it
+                refusal = "the new code cannot be run: %s" % error
             self.service.refuse_reload(refusal)
 
     def reload(self, lock):
         """Goes on as the program and with the settings that the files hold by now; comes back only to say why not. Raises
-        Overtaken."""
+        Overtaken, and OSError where the program cannot be run."""
         with supervision.blocked():     # the program to come takes the signals that come from here on
             if self.signals.waiting():
                 raise Overtaken
             event(logging.INFO, "service_reloading", instance=self.service.instance)
+            if not self.server.pause(self.settings.drain_seconds):
+                return "the requests in flight were not finished within METRICS_DRAIN_SECONDS"
             try:
-                if not self.server.pause(self.settings.drain_seconds):
-                    return "the requests in flight were not finished within METRICS_DRAIN_SECONDS"
                 state = json.dumps(self.server.freeze()).encode()
                 supervision.reexec(own_command(self.env_file), self.server.socket, lock, state)
-            except OSError as error:
-                return "the new program cannot be run: %s" % error
             finally:
                 self.server.resume()
 

@@ -217,6 +217,11 @@ def in_force(findings):
     return [] if "error" in grades else [finding.text for finding in findings if finding.grade in ("version", "warning")]
 
 
+def mark_of(status):
+    """What becomes another when another file takes the place, or a transaction is committed."""
+    return file_identity(status), status.st_mtime_ns, status.st_size
+
+
 class Store:
     """The database file as it is read. One thread asks at a time; the others share its answer."""
 
@@ -230,7 +235,7 @@ class Store:
         self.versions, self.findings = None, []     # schema_version and user_version that the findings are about
         self.last = self.good_at = None             # the last Figures, and when they were last known to be true (monotonic)
         self.data_version = self.written = None     # of the last Figures: PRAGMA data_version; time and size of the file
-        self.settled = False                        # whether the file had been at rest when they were read
+        self.at_rest = None                         # (Figures, mark of the file) where that had been at rest when they were read
         self.trouble, self.failed_at = None, 0.0    # of the last attempt, and its end (monotonic)
         self.began = 0.0                            # the start of the last attempt (monotonic)
         self.state = None                           # (event, reason) of the last state logged, None for a good one
@@ -281,7 +286,7 @@ class Store:
         self.connection = sqlite3.connect(uri, uri=True, timeout=0, isolation_level=None, check_same_thread=False)
         self.connection.set_progress_handler(lambda: time.monotonic() > self.deadline, PROGRESS_STEPS)
         self.inode, self.versions, self.data_version = inode, None, None  # these count within one connection only
-        self.settled = False
+        self.at_rest = None
 
     def reopen(self):
         """Opens the file that bears the name now. Raises Trouble or sqlite3.Error."""
@@ -368,9 +373,10 @@ class Store:
                 written = status.st_mtime_ns, status.st_size
                 if cached and data_version == self.data_version and written != self.written:
                     return False
-                settled = self.one(JOURNAL_MODE) != "wal" and time.time() - status.st_mtime > CLOCK_TICK
+                at_rest = self.one(JOURNAL_MODE) != "wal" and time.time() - status.st_mtime > CLOCK_TICK
                 self.update(int(self.clock()), data_version)
-                self.written, self.settled = written, settled
+                self.written = written
+                self.at_rest = (self.last, mark_of(status)) if at_rest else None
         except sqlite3.DatabaseError as error:
             if not cached or said(error) != "corrupt":
                 raise
@@ -455,18 +461,17 @@ class Store:
         finally:
             self.lock.release()
 
-    def unchanged(self, last):
+    def unchanged(self, figures, mark):
         """Whether these figures are of this second and of the file as it is, by its time and size alone. A commit in the same
         tick of the kernel's clock as our reading would not show, so that only a file that was at rest by then qualifies."""
-        if last is None or self.trouble or not self.settled or not self.stale_seconds or last.now != int(self.clock()):
+        if self.trouble or not self.stale_seconds or figures.now != int(self.clock()):
             return False
         try:
-            status = os.stat(self.path)
+            return mark_of(os.stat(self.path)) == mark
         except OSError:
             return False  # the way through reopen() says what it means
-        return (status.st_mtime_ns, status.st_size) == self.written and file_identity(status) == self.inode
 
     def current(self, until):
         """The Snapshot of this second, without a look into the file where it cannot have changed. Raises like snapshot."""
-        last = self.last
-        return Snapshot(last, None) if self.unchanged(last) else self.snapshot(until)
+        known = self.at_rest    # once: another thread may have another by the time that ours has looked at the file
+        return Snapshot(known[0], None) if known and self.unchanged(*known) else self.snapshot(until)

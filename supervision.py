@@ -621,15 +621,18 @@ def inherited():
     """Return the Handover of the program that we were before reexec(), None when there was none; clears its variable."""
     try:
         given = json.loads(os.environ.pop(HANDOVER, "{}"))
-        ours = given["pid"] == os.getpid()
+        pid, lock, state = given["pid"], int(given["lock"]), int(given["state"])
     except (ValueError, TypeError, KeyError):    # not given, or not by us
         return None
-    if not ours:
+    if pid != os.getpid():
         return None
-    os.set_inheritable(given["lock"], False)
-    with open(given["state"], "rb") as file:
-        file.seek(0)
-        return Handover(given["lock"], file.read())
+    try:
+        os.set_inheritable(lock, False)
+        with open(state, "rb") as file:
+            file.seek(0)
+            return Handover(lock, file.read())
+    except OSError as error:
+        raise Failure("variable HANDOVER names what is no descriptor of ours: {}; unset it".format(error.strerror)) from error
 
 
 # Proof of identity

@@ -31,6 +31,7 @@ class SecureHandler(Handler):
 
     context = None      # set by handler_of
     portable = False
+    secure = True
 
     def read(self, flags=None):
         try:
@@ -75,7 +76,11 @@ class SecureHandler(Handler):
     def begin(self):
         """Starts TLS, now that the client has said something."""
         self.connection.setblocking(False)
-        if self.connection.recv(1, socket.MSG_PEEK) not in (HANDSHAKE, b""):
+        try:
+            first = self.connection.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:     # woken for another that had this number
+            return READ
+        if first not in (HANDSHAKE, b""):
             return self.refuse_plain()
         try:
             self.connection = self.context.wrap_socket(self.connection, True, do_handshake_on_connect=False)

@@ -70,6 +70,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     portable = True     # another process can go on with it
+    secure = False      # as https demands
 
     def __init__(self, connection, address, server):
         # Not that of BaseRequestHandler, which would serve the connection to its end in here.
@@ -78,7 +79,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.step = type(self).begin
         self.data = self.unsent = b""   # received and not yet answered; answered and not yet taken
         self.head_data, self.head = b"", None   # the last head; a scraper sends the same again and again
-        self.body = None                # what comes behind it, until that is whole
+        self.seen = 0                   # bytes of `data` that were found to be a head's so far
+        self.body = None                # what comes behind the head, until that is whole
+        self.slot = False               # whether it has one of the SLOTS
         self.close_connection = self.served = self.renewed = False
         self.late = None                # the step that took too long
         self.parked, self.deadline = False, time.monotonic() + HEAD_SECONDS
@@ -110,21 +113,21 @@ class Handler(http.server.BaseHTTPRequestHandler):
         return True
 
     def receive(self):
-        """Reads until there is a whole request."""
+        """Reads a piece, unless there is a whole request already."""
         try:
-            while True:
-                if (self.data or self.body) and self.whole():
-                    return ON
-                # Only an answered client is worth a wait of LINGER, which is the socket's own SO_RCVTIMEO.
-                stay = self.served and not self.data and not self.body and self.server.quiet()
-                data = self.read(0) if stay else self.read()
-                if data is None:
-                    return READ
-                if not data:
-                    return self.ended()
-                if self.served and not self.data and not self.body and data.strip(b"\r\n"):     # empty lines begin no request
-                    self.deadline = time.monotonic() + HEAD_SECONDS
-                self.data += data
+            if self.data and self.whole():
+                return ON
+            # Only an answered client is worth a wait of LINGER, which is the socket's own SO_RCVTIMEO.
+            stay = self.served and not self.data and not self.body and self.server.quiet()
+            data = self.read(0) if stay else self.read()
+            if data is None:
+                return READ
+            if not data:
+                return self.ended()
+            if self.served and not self.body and data.strip(b"\r\n") and not self.data.strip(b"\r\n"):    # no empty line
+                self.deadline = time.monotonic() + HEAD_SECONDS
+            self.data += data
+            return ON if self.whole() else READ     # not the next piece: none who sends without end keeps the worker
         except Refusal as refusal:
             return self.send_error(refusal.status, refusal.detail, fields=refusal.fields)
 
@@ -133,14 +136,15 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def whole(self):
         """Whether `data` starts with a whole request; then self.head is its head. Raises Refusal."""
         if self.data.startswith(b"\r\n") and not self.body:     # RFC 9112, 2.2
-            self.data = re.sub(rb"\A(?:\r\n)+", b"", self.data)
+            self.data, self.seen = re.sub(rb"\A(?:\r\n)+", b"", self.data), 0
         if not self.body:
-            end = self.data.find(b"\r\n\r\n") + 4
+            end = self.data.find(b"\r\n\r\n", max(0, self.seen - 3)) + 4
             if end < 4:
-                messages.check_unfinished(self.data)
+                messages.check_unfinished(self.data, self.seen)
+                self.seen = len(self.data)
                 return False
             self.parse_request(end)
-            self.data = self.data[end:]
+            self.data, self.seen = self.data[end:], 0
             if self.head.body and not self.head.expects:
                 self.body = messages.Body(self.head.body)
         if self.body:
@@ -171,6 +175,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         head, server = self.head, self.server
         if head.method not in METHODS or head.path is None:
             return self.refuse_method()
+        if head.https and not self.secure:
+            return self.send(messages.problem(421, "TLS is not spoken here, which https demands"), head.path)
         request = Request(head.method, head.path, head.query, head.headers, self.client_address, self.arrived)
         waits = server.application.wait(request)
         if not server.enter(self, waits):
@@ -178,7 +184,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         try:
             response = server.application.respond(request)
         finally:
-            server.leave(waits)
+            server.leave(self)
         return self.send(response, head.path)
 
     def refuse_method(self):
@@ -257,19 +263,24 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def freeze(self):
         """What another process needs to go on with the connection, as JSON can hold it."""
         os.set_inheritable(self.number, True)
-        begun = self.head_data + self.body.taken(self.head.body) if self.body else b""
+        begun = b""
+        if self.body:
+            begun = self.head_data + self.body.taken(self.head.body)
+        elif self.step is Handler.respond:              # deferred
+            begun = self.head_data + (b"" if self.head.expects else messages.stand_in(self.head.body))
         return {"descriptor": self.number, "data": (begun + self.data).decode("latin-1"), "unsent": self.unsent.decode("latin-1"),
                 "close": self.close_connection, "served": self.served, "discard": self.step is Handler.discard}
 
     @classmethod
     def thaw(cls, state, server):
         """The Handler of what freeze() gave in another process. Raises OSError where that is no open connection."""
-        os.set_inheritable(state["descriptor"], False)
-        connection = socket.socket(fileno=state["descriptor"])
+        number, served, closing, discard = (state[name] for name in ("descriptor", "served", "close", "discard"))
+        data, unsent = (state[name].encode("latin-1") for name in ("data", "unsent"))
+        os.set_inheritable(number, False)
+        connection = socket.socket(fileno=number)
         handler = cls(connection, connection.getpeername()[0], server)
-        handler.data, handler.unsent = state["data"].encode("latin-1"), state["unsent"].encode("latin-1")
-        handler.close_connection, handler.served = state["close"], state["served"]
-        handler.step = Handler.discard if state["discard"] else Handler.flush if state["unsent"] else Handler.receive
+        handler.data, handler.unsent, handler.close_connection, handler.served = data, unsent, closing, served
+        handler.step = Handler.discard if discard else Handler.flush if unsent else Handler.receive
         if handler.served and not handler.data:
             handler.deadline = time.monotonic() + IDLE_SECONDS
         return handler
@@ -333,7 +344,7 @@ class Server(http.server.HTTPServer):
         self.queue, self.deferred = collections.deque(), collections.deque()
         self.greedy = collections.deque()               # answered, and have sent more: they come after the queue
         self.idle = self.slots = self.in_flight = self.peak = 0
-        self.closing = self.pausing = self.ending = self.starving = False
+        self.closing = self.holding = self.pausing = self.ending = self.starving = False
         self.counts = dict.fromkeys(COUNTS, 0)
         self.dated = 0, b""
         self.epoll = select.epoll()
@@ -341,8 +352,15 @@ class Server(http.server.HTTPServer):
         self.epoll.register(self.alarm, READ)
         self.threads = [threading.Thread(target=self.serve, daemon=True) for _ in range(WORKERS)]
         for state in frozen:
-            with contextlib.suppress(OSError):          # it has not survived
-                self.adopt(Handler.thaw(state, self), bool(state["data"] or state["unsent"]))
+            self.take_over(state)
+
+    def take_over(self, state):
+        """Goes on with a frozen connection, or closes one that was frozen by a release that did it in another way."""
+        try:
+            self.adopt(Handler.thaw(state, self), bool(state["data"] or state["unsent"]))
+        except (OSError, KeyError, TypeError, ValueError):
+            with contextlib.suppress(OSError, KeyError, TypeError):     # it has not survived
+                os.close(state["descriptor"])
 
     def start(self):
         for thread in self.threads:
@@ -493,9 +511,11 @@ class Server(http.server.HTTPServer):
             if handler.renewed:
                 handler.renewed = False
                 self.connections.move_to_end(handler.number)
-            if wait is AGAIN:
+            if wait is AGAIN and not self.pausing:
                 self.greedy.append(handler)
                 self.work.notify()
+            elif wait is AGAIN:                         # resume() or another process goes on with what it has sent
+                handler.parked = True
             elif time.monotonic() > handler.deadline:   # else one that is always busy would never be seen by a sweep
                 handler.lapse()
                 self.hand_over(handler)
@@ -509,24 +529,37 @@ class Server(http.server.HTTPServer):
 
     def turn(self):
         """How a connection goes on that has more requests in its buffer."""
-        return READ if self.pausing else AGAIN if (self.queue or self.greedy) and not self.idle else ON
+        return AGAIN if self.pausing or (self.queue or self.greedy) and not self.idle else ON
 
     def enter(self, handler, waits):
-        """Counts a request in, unless it waits() and all slots are taken: then it is deferred, and False."""
+        """Counts a request in, unless it waits() and there is no slot for it: then it is deferred, and False."""
         with self.lock:
-            if waits and self.slots >= SLOTS:
-                self.deferred.append(handler)
-                return False
-            self.slots += waits
+            if waits and not handler.slot:
+                if self.slots >= SLOTS or self.holding:
+                    self.deferred.append(handler)
+                    return False
+                self.slots, handler.slot = self.slots + 1, True
             self.in_flight += 1
             return True
 
-    def leave(self, waits):
+    def leave(self, handler):
+        """Counts a request out, and gives its slot to the one deferred first."""
         with self.lock:
             self.in_flight -= 1
-            self.slots -= waits
-            if waits and self.deferred:
-                self.hand_over(self.deferred.popleft())
+            self.release(handler)
+
+    def release(self, handler):
+        if handler.slot:
+            handler.slot, self.slots = False, self.slots - 1
+            self.promote()
+
+    def promote(self):
+        """Gives the free slots to those deferred; they keep them until they leave."""
+        while self.deferred and self.slots < SLOTS and not self.holding:
+            handler = self.deferred.popleft()
+            self.slots, handler.slot = self.slots + 1, True
+            self.hand_over(handler)
+        self.rest.notify_all()
 
     def forget(self, handler):
         """Closes a connection that the caller holds."""
@@ -535,6 +568,7 @@ class Server(http.server.HTTPServer):
                 del self.connections[handler.number]
                 with contextlib.suppress(OSError):      # a failed TLS start has closed it
                     self.epoll.unregister(handler.number)
+            self.release(handler)                       # in case of a defect
             with contextlib.suppress(OSError):          # what the kernel could not deliver is no concern of ours
                 handler.connection.close()
             self.rest.notify_all()
@@ -557,7 +591,7 @@ class Server(http.server.HTTPServer):
         return self.in_flight + len(self.deferred) + sum(1 for handler in self.connections.values() if handler.unsent)
 
     def resting(self):
-        return self.idle == WORKERS and not self.queue and not self.greedy
+        return self.idle == WORKERS and not self.queue and not self.greedy and not self.slots
 
     def announce(self, seconds):
         """Has every answer say that the connection ends, until all clients that keep one have heard it."""
@@ -571,9 +605,10 @@ class Server(http.server.HTTPServer):
         return any(handler.unsent or not handler.served and handler.deadline > since for handler in self.connections.values())
 
     def settle(self, seconds):
-        """Waits, once nobody is accepted any more, for whoever came during the announcement."""
+        """Waits, once nobody is accepted any more, for whoever came during the announcement, and longer for who still reads."""
         with self.lock:
-            self.rest.wait_for(lambda: not self.owing(), seconds)
+            self.rest.wait_for(lambda: not self.owing(), min(NOTICE_SECONDS, seconds))
+            self.rest.wait_for(lambda: not any(handler.unsent for handler in self.connections.values()), seconds)
 
     def start_poller(self):
         self.ending = False
@@ -592,31 +627,48 @@ class Server(http.server.HTTPServer):
         self.epoll.unregister(self.socket.fileno())
         self.starving = False
 
+    def unhold(self):
+        with self.lock:
+            self.holding = False
+            self.promote()
+
     def resume(self):
         """Goes on after pause(), and freeze()."""
-        self.pausing = self.closing = False
         self.epoll.register(self.socket.fileno(), READ)
         with self.lock:
+            self.pausing = self.closing = False
             for handler in self.connections.values():
                 os.set_inheritable(handler.number, False)
                 if handler.parked and handler.data:
                     self.hand_over(handler)
+        self.unhold()
         self.start_poller()
 
+    def hold(self, seconds):
+        """Defers all requests that wait(), and waits for those at it, while the others are served; whether they are done."""
+        with self.lock:
+            self.holding = True
+            return self.rest.wait_for(lambda: not self.slots, seconds)
+
     def pause(self, seconds):
-        """Finishes what is being answered, and touches no connection until resume(); False where that took too long. New ones
+        """Finishes what is being answered, and touches no connection until resume(); False, and all goes on, where that took too long. New ones
         wait in the kernel's queue. Of TLS connections, which no other process can go on with, our side is closed."""
         portable = self.RequestHandlerClass.portable
+        if not self.hold(seconds):
+            self.unhold()
+            return False
         if not portable:
             self.announce(min(NOTICE_SECONDS, seconds))
         self.turn_deaf()
         if not portable:
             self.start_poller()
-            self.settle(min(NOTICE_SECONDS, seconds))
+            self.settle(seconds)
             self.end_poller()
         self.pausing = True
         with self.lock:
             rested = self.rest.wait_for(self.resting, seconds)
+        if not rested:
+            self.resume()
         for handler in [handler for handler in self.connections.values() if rested and not handler.portable]:
             try:
                 handler.finish()
@@ -635,8 +687,9 @@ class Server(http.server.HTTPServer):
         self.turn_deaf()
         self.accept()                                   # whoever came before the end is answered
         self.socket.close()
+        self.starving = False
         self.start_poller()
-        self.settle(min(NOTICE_SECONDS, seconds))
+        self.settle(max(0, end - time.monotonic()))
         with self.lock:
             self.rest.wait_for(lambda: self.resting() and not self.busy(), max(0, end - time.monotonic()))
             abandoned = self.busy()

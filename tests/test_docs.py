@@ -259,7 +259,7 @@ def test_the_page_names_the_methods_that_are_served():
 
 
 def test_the_limits_of_wrong_passwords_are_documented():
-    listed = [tuple(float(number) for number in re.findall(r"\d+", " ".join(row.cells))) for row in rows(CONFIGURATION, "of")]
+    listed = [tuple(float(number) for number in re.findall(r"[\d.]+", " ".join(row.cells))) for row in rows(CONFIGURATION, "of")]
     assert listed == [(credentials.BURST, credentials.RATE), (credentials.ALL_BURST, credentials.ALL_RATE)]
 
 

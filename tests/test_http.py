@@ -264,7 +264,7 @@ TARGET = [
     ("9110 4.2.1", "an absolute target with an empty port is answered", target(b"http://a:/livez"), "200 kept"),
     ("9112 3.2.2", "an absolute target of an IPv6 address is answered", target(b"http://[::1]:80/livez"), "200 kept"),
     ("9110 4.2.3", "a scheme is case-insensitive", target(b"HTTP://A/livez"), "200 kept"),
-    ("9112 3.2.2", "an absolute https target is answered", target(b"https://a/livez"), "200 kept"),
+    ("9110 7.4", "an https target is not answered without TLS", target(b"https://a/livez"), "421 kept"),
     ("9112 3.2.2", "the host of an absolute target wins over another Host",
      message(b"GET http://a/livez HTTP/1.1", b"Host: other"), "200 kept"),
     ("9112 3.2", "an absolute target does not make up for a missing Host", message(b"GET http://a/livez HTTP/1.1"), "400 closed"),

@@ -123,7 +123,6 @@ def test_a_pause_gives_up_on_a_request_that_takes_too_long(connect, server, appl
     client = connect(SLOW)
     wait_for(lambda: server.in_flight, "the request")
     assert not server.pause(0.1)
-    server.resume()
     application.gate.set()
     assert answered(client) and answered(connect(QUICK))
 
