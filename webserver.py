@@ -358,7 +358,7 @@ class Server(http.server.HTTPServer):
         """Goes on with a frozen connection, or closes one that was frozen by a release that did it in another way."""
         try:
             self.adopt(Handler.thaw(state, self), bool(state["data"] or state["unsent"]))
-        except (OSError, KeyError, TypeError, ValueError):
+        except Exception:   # whatever another release wrote: there is no way back to it, and the others shall be served
             with contextlib.suppress(OSError, KeyError, TypeError):     # it has not survived
                 os.close(state["descriptor"])
 

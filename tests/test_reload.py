@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import sqlite3
@@ -464,6 +465,25 @@ def test_a_folder_that_is_gone_is_refused(copied):
     assert "No such file or directory" in copied.refuse()
     away.rename(copied.code)
     check_cured(copied)
+
+
+def test_more_than_1024_connections_survive_a_reload(service):
+    clients = [socket.create_connection((service.host, service.port), DEADLINE) for _ in range(1100)]
+    service.reload()
+    clients[-1].sendall(b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n")
+    assert clients[-1].recv(100).startswith(b"HTTP/1.1 200 ")
+    for client in clients:
+        client.close()
+
+
+def test_an_interpreter_that_is_gone_refuses_the_reload(make, tmp_path):
+    python = tmp_path / "python"
+    shutil.copy(os.path.realpath(sys.executable), str(python))
+    service = make()
+    service.env["PYTHONHOME"] = sys.base_prefix
+    service.start(command=(str(python),) + service.command()[1:])
+    python.unlink()
+    assert "the new code cannot be run" in service.refuse()
 
 
 # Signals that meet a reload

@@ -62,6 +62,23 @@ def store(path):
     made.close()
 
 
+def test_figures_read_while_ours_were_looked_at_are_not_confused_with_them(path, monkeypatch):
+    store = Store(str(path), 1, 60, clock=lambda: 1800000000)
+    os.utime(str(path), (1, 1))
+    first = store.current(float("inf")).figures
+    stat = os.stat
+
+    def delayed(name):
+        """Looks at the file after another thread has read what was committed meanwhile."""
+        monkeypatch.setattr(os, "stat", stat)
+        add_rows(sqlite3.connect(str(path)), [dict(ROW, reference="b")])
+        os.utime(str(path), (2, 2))
+        store.snapshot()
+        return stat(name)
+    monkeypatch.setattr(os, "stat", delayed)
+    assert store.current(float("inf")).figures is not first
+
+
 @pytest.fixture
 def events(monkeypatch):
     """The names of the events logged, with their reasons."""

@@ -300,6 +300,12 @@ def test_a_handover_that_is_not_ours_is_cleared_and_counts_for_nothing(monkeypat
     assert supervision.inherited() is None
 
 
+def test_a_handover_of_what_is_not_ours_is_named(monkeypatch):
+    monkeypatch.setenv("HANDOVER", json.dumps({"pid": os.getpid(), "lock": 9999, "state": 9999}))
+    with pytest.raises(supervision.Failure, match="variable HANDOVER names what is no descriptor of ours"):
+        supervision.inherited()
+
+
 @pytest.fixture
 def hand_over(monkeypatch):
     """Acts as a supervisor: hand_over(descriptor, pid=None, count="1")."""

@@ -1,5 +1,6 @@
 """webserver.Server with a small application, for what the service's own answers do not show."""
 
+import os
 import socket
 import threading
 
@@ -102,6 +103,22 @@ def test_requests_that_wait_leave_workers_to_those_that_do_not(connect, server, 
     assert all(answered(client) for client in waiting)
 
 
+def test_a_slot_goes_to_the_next_even_where_that_need_not_wait_any_more(connect, server, application, monkeypatch):
+    waiting = [connect(SLOW) for _ in range(2 * webserver.WORKERS)]
+    wait_for(lambda: len(server.deferred) == 2 * webserver.WORKERS - webserver.SLOTS, "the rest to be deferred")
+    monkeypatch.setattr(application, "wait", lambda request: False)
+    application.gate.set()
+    assert all(answered(client) for client in waiting)
+    wait_for(lambda: not server.slots, "all slots to be free")
+
+
+def test_a_defect_gives_its_slot_back(connect, server, application, monkeypatch):
+    monkeypatch.setattr(application, "wait", lambda request: True)
+    for _ in range(webserver.SLOTS + 1):
+        assert connect(b"GET /bad HTTP/1.1\r\nHost: a\r\n\r\n").recv(1) == b""
+    assert answered(connect(QUICK)) and not server.deferred
+
+
 def test_one_that_never_stops_asking_lets_others_in_between(connect, server, application):
     greedy = [connect(QUICK * 2000) for _ in range(webserver.WORKERS + 4)]
     assert answered(connect(QUICK))
@@ -135,7 +152,7 @@ def test_frozen_connections_are_those_of_another_server_from_then_on(connect, se
     assert server.pause(DEADLINE)
     frozen = server.freeze()
     for state in frozen:    # a copy of the descriptor stands for the process that exec would have kept
-        state["descriptor"] = socket.socket(fileno=state["descriptor"]).detach()
+        state["descriptor"] = os.dup(state["descriptor"])
     other = webserver.Server(webserver.listening_socket(("127.0.0.1", 0)), application, frozen=frozen)
     other.start()
     for client, data in ((kept, QUICK), (begun, QUICK[10:]), (idle, QUICK)):
@@ -143,6 +160,43 @@ def test_frozen_connections_are_those_of_another_server_from_then_on(connect, se
         assert answered(client)
     assert other.stop(DEADLINE) == 0
     server.resume()
+
+
+def test_while_slow_requests_hold_up_a_pause_the_others_are_served(connect, server, application):
+    first, results = connect(SLOW), []
+    wait_for(lambda: server.slots, "the request")
+    pause = threading.Thread(target=lambda: results.append(server.pause(DEADLINE)))
+    pause.start()
+    wait_for(lambda: server.holding, "the pause to begin")
+    later = connect(SLOW)
+    wait_for(lambda: server.deferred, "the later one to be deferred")
+    assert answered(connect(QUICK))
+    application.gate.set()
+    pause.join(DEADLINE)
+    assert results == [True] and answered(first) and len(server.deferred) == 1
+    state, = [state for state in server.freeze() if state["data"]]
+    assert state["data"].encode() == SLOW
+    server.resume()
+    assert answered(later)
+
+
+@pytest.mark.parametrize("change", [{"data": None}, {"served": KeyError}, {"descriptor": "7"}])
+def test_a_connection_frozen_in_another_way_is_closed_and_costs_nothing_else(connect, server, application, change):
+    client = connect()
+    wait_for(lambda: server.connections, "the connection")
+    assert server.pause(DEADLINE)
+    state = server.freeze()[0]
+    state["descriptor"] = os.dup(state["descriptor"])
+    for name, value in change.items():
+        state[name] = value
+        if value is KeyError:
+            del state[name]
+    other = webserver.Server(webserver.listening_socket(("127.0.0.1", 0)), application, frozen=[state, {}])
+    other.start()
+    assert not other.connections and other.stop(DEADLINE) == 0
+    server.resume()
+    client.sendall(QUICK)
+    assert answered(client)
 
 
 def test_a_control_character_in_a_field_is_refused_where_it_is_made():
