@@ -25,6 +25,7 @@ from exposition import hour_of, instant
 
 FUTURE_LIMIT = 1000     # changes dated in the future are counted up to here; more costs and tells nothing
 CLOCK_TICK = 0.05       # s; more than one step of the clock that file times are taken from (10 ms at HZ=100)
+SHARE_SECONDS = 0.1     # age of figures that are served while another request is at newer ones
 LOCK_POLL = 0.0001      # s between two tries of a lock, at first: gaps between a writer's commits are short
 LOCK_POLL_MAX = 0.001   # s, after a hundred tries: then it is no gap that is waited for
 BRIEF_WAIT = 0.5        # s to wait for a lock when older figures can be served instead, or it was there a moment ago
@@ -471,7 +472,15 @@ class Store:
         except OSError:
             return False  # the way through reopen() says what it means
 
+    def shared(self):
+        """Whether another request is at new figures, and the last ones are young enough to be served meanwhile."""
+        return (self.lock.locked() and self.stale_seconds and not self.trouble
+                and self.age() <= SHARE_SECONDS)
+
     def current(self, until):
         """The Snapshot of this second, without a look into the file where it cannot have changed. Raises like snapshot."""
         known = self.at_rest    # once: another thread may have another by the time that ours has looked at the file
-        return Snapshot(known[0], None) if known and self.unchanged(*known) else self.snapshot(until)
+        if known and self.unchanged(*known):
+            return Snapshot(known[0], None)
+        last = self.last
+        return Snapshot(last, None) if last and self.shared() else self.snapshot(until)

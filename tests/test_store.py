@@ -79,6 +79,16 @@ def test_figures_read_while_ours_were_looked_at_are_not_confused_with_them(path,
     assert store.current(float("inf")).figures is not first
 
 
+def test_while_another_asks_the_last_figures_are_served_for_a_moment(store, monkeypatch):
+    first = store.current(float("inf")).figures
+    with store.lock:
+        assert store.current(float("inf")).figures is first
+        monkeypatch.setattr(store_module, "SHARE_SECONDS", 0)
+        with pytest.raises(Trouble):    # then it waits for its turn
+            store.current(time.monotonic() + .05)
+    assert store.current(float("inf")).figures is not first
+
+
 @pytest.fixture
 def events(monkeypatch):
     """The names of the events logged, with their reasons."""
