@@ -55,7 +55,7 @@ class SecureHandler(Handler):
     def refuse_plain(self):
         """Says to whoever speaks plain HTTP what is spoken here."""
         answer = messages.problem(400, "TLS is spoken here: the URL starts with https://", [("Connection", "close")])
-        self.connection.send(answer.head + self.server.date() + b"\r\n" + answer.body)
+        self.connection.send(self.server.dated_bytes(answer))
         self.server.count("tls_failures")
         return self.finish()
 

@@ -112,13 +112,17 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.unsent = self.unsent[sent:]
         return True
 
+    def resting(self):
+        """Whether the client was answered, and has sent nothing of a further request."""
+        return self.served and not self.data and not self.body
+
     def receive(self):
         """Reads a piece, unless there is a whole request already."""
         try:
             if self.data and self.whole():
                 return ON
             # Only an answered client is worth a wait of LINGER, which is the socket's own SO_RCVTIMEO.
-            stay = self.served and not self.data and not self.body and self.server.quiet()
+            stay = self.resting() and self.server.quiet()
             data = self.read(0) if stay else self.read()
             if data is None:
                 return READ
@@ -245,7 +249,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         step, self.step = self.late, None
         if step is Handler.flush:
             self.server.count("write_timeouts")
-        elif step is Handler.receive and self.served and not self.data and not self.body:
+        elif step is Handler.receive and self.resting():
             self.server.count("idle_timeouts")
         elif step is not Handler.discard:
             self.server.count("head_timeouts")
@@ -428,7 +432,7 @@ class Server(http.server.HTTPServer):
     def turn_away(self, connection):
         answer = messages.problem(503, "there are too many connections", [("Retry-After", "1"), ("Connection", "close")])
         with contextlib.suppress(OSError):              # it left already
-            connection.send(answer.head + self.date() + b"\r\n" + answer.body, socket.MSG_DONTWAIT)
+            connection.send(self.dated_bytes(answer), socket.MSG_DONTWAIT)
         connection.close()
         self.count("refused")
         self.application.observe(None, "", 503, 0.0)
@@ -583,6 +587,10 @@ class Server(http.server.HTTPServer):
         if now != self.dated[0]:
             self.dated = now, ("Date: %s\r\n" % email.utils.formatdate(now, usegmt=True)).encode()
         return self.dated[1]
+
+    def dated_bytes(self, answer):
+        """A Response as it is sent now, where no Handler sends it."""
+        return answer.head + self.date() + b"\r\n" + answer.body
 
     # Life
 

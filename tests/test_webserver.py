@@ -98,7 +98,7 @@ def test_requests_that_wait_leave_workers_to_those_that_do_not(connect, server, 
     waiting = [connect(SLOW) for _ in range(2 * webserver.WORKERS)]
     wait_for(lambda: len(server.deferred) == 2 * webserver.WORKERS - webserver.SLOTS, "the rest to be deferred")
     assert all(answered(connect(QUICK)) for _ in range(3))
-    assert server.busy() == 2 * webserver.WORKERS
+    wait_for(lambda: server.busy() == 2 * webserver.WORKERS, "the quick ones to be done")
     application.gate.set()
     assert all(answered(client) for client in waiting)
 
