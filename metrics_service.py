@@ -61,6 +61,8 @@ FOLDER = os.path.dirname(os.path.abspath(__file__))
 
 CERTIFICATE_NOTICE = 21 * 86400  # s before a certificate's end in which a person should replace it, as health_check.py has it
 CHECK_SECONDS = 10      # for the --check of the code and the settings that a reload would bring
+RELOAD_PATIENCE = 0.1   # s that a program just loaded waits for a locked database, while its clients wait for it
+UNREADY = "the service will start and not be ready"
 EX_CONFIG = 78          # sysexits.h: something is wrong that only a person can mend
 SCRAPE_TIMEOUT = "x-prometheus-scrape-timeout-seconds"  # header that Prometheus sends; after that it counts us as down
 SCRAPE_MARGIN = 0.5     # s that an answer is to come before it
@@ -504,16 +506,17 @@ def say_credentials(fault):
         event(logging.INFO, "credentials_recovered", reason="credentials")
 
 
-def check_store(store):
-    """Findings about the database. One that exists but cannot be read at the moment is a warning: it may heal by itself."""
+def check_store(store, until=float("inf")):
+    """Findings about the database, by the monotonic time `until`. One that exists but cannot be read at the moment is a warning:
+    it may heal by itself."""
     try:
-        store.snapshot()
+        store.snapshot(until)
     except Trouble as trouble:
         if trouble.reason in ("missing", "not_a_file") or store.size == 0:
             cure = "set METRICS_DB_PATH to the shipments database, or make one: python3 seed.py FILE"
             yield Finding("error", "%s; %s" % (trouble.detail, cure))
         elif trouble.reason != "schema_mismatch":
-            yield Finding("warning", "%s: %s; the service will start and not be ready" % (trouble.reason, trouble.detail))
+            yield Finding("warning", "%s: %s; %s" % (trouble.reason, trouble.detail, UNREADY))
     for grade, words in store.findings:
         grade = "error" if grade == "version" else grade
         yield Finding(grade, "database %s: %s" % (store.path, words))
@@ -723,18 +726,21 @@ def own_command(env_file, *options):
     return [sys.executable, os.path.join(FOLDER, NAME + ".py")] + (["--env-file", env_file] if env_file else []) + list(options)
 
 
-def outcome(code, output):
-    """Why a --check that ended with this code refuses, in words, or None."""
+def outcome(code, output, bridging):
+    """Why a --check that ended with this code refuses, in words, or None. Who has figures that bridge a lock does not make way for
+    one that would have none."""
     lines = [line for line in output.decode("utf-8", "replace").splitlines() if line.strip()]
     errors = [line[len("error: "):] for line in lines if line.startswith("error: ")]
-    return None if code == 0 else "; ".join(errors or lines[-1:]) or "--check ended with exit code %d and no word" % code
+    if code == 0:
+        return next((line for line in lines if bridging and line.endswith(UNREADY)), None)
+    return "; ".join(errors or lines[-1:]) or "--check ended with exit code %d and no word" % code
 
 
 class Overtaken(Exception):
     """Another signal came before a reload had begun."""
 
 
-def recheck(settings, env_file, signals):
+def recheck(settings, env_file, signals, bridging):
     """Runs --check of the code and the settings as they are now, in a process of their own; why they are refused, or None. Raises
     Overtaken at the next signal: a stop shall not wait for it, and after another reload it would be outdated."""
     seconds, output = CHECK_SECONDS + 2 * settings.query_timeout, b""   # a locked database is waited for in there
@@ -752,7 +758,7 @@ def recheck(settings, env_file, signals):
             if not data:
                 break
             output += data
-    return outcome(child.returncode, output)
+    return outcome(child.returncode, output, bridging)
 
 
 def immovable(settings, env_file):
@@ -797,7 +803,8 @@ class Life:
             if name != "SIGHUP" or not lock:
                 return self.stop(name)
             try:
-                refusal = (immovable(self.settings, self.env_file) or recheck(self.settings, self.env_file, self.signals)
+                refusal = (immovable(self.settings, self.env_file)
+                           or recheck(self.settings, self.env_file, self.signals, self.service.store.fresh())
                            or self.reload(lock))
             except Overtaken:
                 continue
@@ -830,13 +837,14 @@ class Life:
         return 0
 
 
-def prepare(settings, complaints, log, signals, env_file):
-    """The Life, once configuration and schema are found good. Raises Refused, having logged each finding."""
+def prepare(settings, complaints, log, signals, env_file, patience=float("inf")):
+    """The Life, once configuration and schema are found good; a locked database is waited for with patience, in seconds. Raises
+    Refused, having logged each finding."""
     try:
         refuse_errors(Finding("error", complaint) for complaint in complaints)
         store = open_store(settings)
         guards = list(check_guards(settings, time.time()))
-        refuse_errors(list(check_files(settings)) + guards + list(check_store(store)))
+        refuse_errors(list(check_files(settings)) + guards + list(check_store(store, time.monotonic() + patience)))
         for finding in guards:
             event(logging.WARNING, "certificate_ends", reason="certificate", detail=finding.text)
         return Life(settings, log, store, signals, env_file)
@@ -900,7 +908,7 @@ def command_serve(env_file):
     settings, complaints = read_settings(env_file)
     log = start_log(settings)
     with Signals() as signals:
-        life = prepare(settings, complaints, log, signals, env_file)
+        life = prepare(settings, complaints, log, signals, env_file, RELOAD_PATIENCE if handover else float("inf"))
         with supervision.PidFile(settings.pid_file, handover and handover.lock) as lock:
             life.start(handover)
             return life.run(lock)

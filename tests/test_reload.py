@@ -467,6 +467,24 @@ def test_a_folder_that_is_gone_is_refused(copied):
     check_cured(copied)
 
 
+def test_who_serves_makes_no_way_for_one_that_would_not_be_ready(make, database):
+    service = make(query_timeout=0.2).start()
+    with contextlib.closing(sqlite3.connect(str(database), isolation_level=None)) as writer:
+        writer.execute("BEGIN EXCLUSIVE")
+        assert "the service will start and not be ready" in service.refuse()
+        assert service.get("/metrics")[0] == 200
+    service.reload()
+
+
+def test_who_does_not_serve_either_makes_way_at_once(make, database):
+    service = make(query_timeout=30, stale_seconds=0).start()
+    with contextlib.closing(sqlite3.connect(str(database), isolation_level=None)) as writer:
+        writer.execute("BEGIN EXCLUSIVE")
+        assert service.request("/metrics", headers={"X-Prometheus-Scrape-Timeout-Seconds": "0.2"})[0] == 503
+        service.configure(query_timeout=0.2)
+        service.reload()
+
+
 def test_more_than_1024_connections_survive_a_reload(service):
     clients = [socket.create_connection((service.host, service.port), DEADLINE) for _ in range(1100)]
     service.reload()
