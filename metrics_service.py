@@ -20,7 +20,6 @@ import bisect
 import collections
 import contextlib
 import ctypes
-import difflib
 import errno
 import ipaddress
 import itertools
@@ -138,6 +137,7 @@ def unknown_settings(given):
     """A complaint for each METRICS_ variable that nothing reads: a misspelt setting must not be a silent default."""
     for name in sorted(given):
         if name not in VARIABLES and not name.startswith("METRICS_CHECK_"):
+            import difflib  # 0.3 MiB, which a service without such a variable does without
             near = difflib.get_close_matches(name, VARIABLES, 1, 0.8)
             yield "%s (from %s) is not a setting; %s" % (
                 name, given[name].source, "did you mean %s?" % near[0] if near else "remove it, or see docs/configuration.md")

@@ -479,8 +479,8 @@ class Store:
 
     def current(self, until):
         """The Snapshot of this second, without a look into the file where it cannot have changed. Raises like snapshot."""
-        known = self.at_rest    # once: another thread may have another by the time that ours has looked at the file
-        if known and self.unchanged(*known):
-            return Snapshot(known[0], None)
         last = self.last
-        return Snapshot(last, None) if last and self.shared() else self.snapshot(until)
+        if last and self.shared():
+            return Snapshot(last, None)
+        known = self.at_rest    # once: another thread may have another by the time that ours has looked at the file
+        return Snapshot(known[0], None) if known and self.unchanged(*known) else self.snapshot(until)
