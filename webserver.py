@@ -659,10 +659,10 @@ class Server(http.server.HTTPServer):
             return self.rest.wait_for(lambda: not self.slots, seconds)
 
     def pause(self, seconds):
-        """Finishes what is being answered, and touches no connection until resume(); False, and all goes on, where that took too long. New ones
-        wait in the kernel's queue. Of TLS connections, which no other process can go on with, our side is closed."""
+        """Finishes what is being answered, and touches no connection until resume(); False, and all goes on, where that took too
+        long. New ones wait in the kernel's queue. Of TLS connections, which no other process can go on with, our side is closed."""
         portable = self.RequestHandlerClass.portable
-        if not self.hold(seconds):
+        if portable and not self.hold(seconds):             # what is deferred meanwhile is for the other process
             self.unhold()
             return False
         if not portable:
@@ -677,12 +677,13 @@ class Server(http.server.HTTPServer):
             rested = self.rest.wait_for(self.resting, seconds)
         if not rested:
             self.resume()
-        for handler in [handler for handler in self.connections.values() if rested and not handler.portable]:
+            return False
+        for handler in [handler for handler in self.connections.values() if not handler.portable]:
             try:
                 handler.finish()
             except OSError:                             # the client left already
                 handler.close()
-        return rested
+        return True
 
     def freeze(self):
         """The state of all connections of a paused server, for the `frozen` of a Server after an exec."""

@@ -97,6 +97,23 @@ class Reloadable(Service):
         return len(os.listdir("/proc/%d/task" % self.process.pid)), sorted(re.sub(r"\d+", "", name) for name in names)
 
 
+@contextlib.contextmanager
+def repeatedly(function):
+    """Calls the function again and again in another thread while the block runs."""
+    over = threading.Event()
+
+    def loop():
+        while not over.is_set():
+            function()
+    thread = threading.Thread(target=loop)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
 class Client:
     """A connection that stays."""
 
@@ -202,17 +219,10 @@ def listening_inode(service):
 
 
 def test_the_listening_socket_is_never_closed(service):
-    inode, statuses, over = listening_inode(service), collections.Counter(), threading.Event()
-
-    def visit():
-        while not over.is_set():
-            statuses[service.request("/livez")[0]] += 1
-    visitor = threading.Thread(target=visit)
-    visitor.start()
-    for _ in range(3):
-        service.reload()
-    over.set()
-    visitor.join()
+    inode, statuses = listening_inode(service), collections.Counter()
+    with repeatedly(lambda: statuses.update([service.request("/livez")[0]])):
+        for _ in range(3):
+            service.reload()
     assert set(statuses) == {200} and sum(statuses.values()) > 3 and listening_inode(service) == inode
 
 
@@ -577,17 +587,10 @@ def kernel():
 
 
 def test_nobody_else_ever_holds_the_lock_of_the_pid_file(service):
-    seen, over, path = set(), threading.Event(), service.folder / "service.pid"
-
-    def look():
-        while not over.is_set():
-            seen.add((supervision.lock_holder(str(path)), path.read_text()))
-    watcher = threading.Thread(target=look)
-    watcher.start()
-    for _ in range(10):
-        service.reload()
-    over.set()
-    watcher.join()
+    seen, path = set(), service.folder / "service.pid"
+    with repeatedly(lambda: seen.add((supervision.lock_holder(str(path)), path.read_text()))):
+        for _ in range(10):
+            service.reload()
     pid = service.process.pid
     assert seen - {(None, "%d\n" % pid)} == {(pid, "%d\n" % pid)}
     assert len(seen) == 1 or kernel() < (5, 11)     # which drops the lock for a moment
@@ -745,7 +748,7 @@ class Load(threading.Thread):
         while not self.over.is_set():
             try:
                 client = client or Client(self.service, self.context)
-                status, connection, _ = client.ask(b"/livez")
+                status, connection, _ = client.ask(b"/metrics")
                 assert status == 200
                 self.answered += 1
                 self.announced += self.kept and connection == "close"
