@@ -51,8 +51,9 @@ def hold(database):
     descriptor = claim(path)
 
     def say(note):
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, note.encode()[:NOTE_MAX], 0)
+        with contextlib.suppress(OSError):  # a full disk, which the work itself will meet; the lock says the main thing
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, note.encode()[:NOTE_MAX], 0)
     try:
         os.fchmod(descriptor, 0o644)    # the service, which may be another user, looks into it
         say("")
