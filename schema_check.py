@@ -100,32 +100,32 @@ def compare_keys(name, live, wanted):
         yield Finding("error", "table %s lacks the foreign key %s to %s" % (name, column, parent))
 
 
-def compare_table(name, live, wanted):
+def compare_table(name, live, wanted, source):
     found = list(compare_columns(name, live, wanted)) + list(compare_keys(name, live, wanted))
     # Any difference found so far is in the table's text too, so the text tells something new only where there is none.
     if not found and live.tokens != wanted.tokens:
-        found.append(Finding("warning", "constraints or defaults of table %s differ from schema.sql" % name))
+        found.append(Finding("warning", "constraints or defaults of table %s differ from %s" % (name, source)))
     return found
 
 
-def compare_tables(live, wanted):
+def compare_tables(live, wanted, source):
     if not live:
         return [Finding("error", "the database is empty: it has no tables")]
     found = []
     for name, table in wanted.items():
         if name in live:
-            found += compare_table(name, live[name], table)
+            found += compare_table(name, live[name], table, source)
         else:
             found.append(Finding("error", "table %s is missing" % name))
     return found + [Finding("note", "table %s is extra" % name) for name in live if name not in wanted]
 
 
-def compare_others(live, wanted):
+def compare_others(live, wanted, source):
     for (kind, name), text in wanted.items():
         if (kind, name) not in live:
             yield Finding("warning", "%s %s is missing" % (kind, name))
         elif live[kind, name] != text:
-            yield Finding("warning", "%s %s differs from schema.sql" % (kind, name))
+            yield Finding("warning", "%s %s differs from %s" % (kind, name, source))
     for kind, name in live:
         if (kind, name) not in wanted:
             yield Finding("note", "%s %s is extra" % (kind, name))
@@ -137,10 +137,11 @@ def compare_version(live, wanted):
         yield Finding("version", "schema version %d is %s than the %d of this release" % (live, age, wanted))
 
 
-def compare(live, wanted):
-    """Every difference as a Finding, worst grade first, in schema.sql's order within a grade. No difference: []."""
-    found = compare_tables(live.tables, wanted.tables)
+def compare(live, wanted, source="schema.sql"):
+    """Every difference as a Finding, worst grade first, in the wanted order within a grade. No difference: []. source names
+    what is wanted."""
+    found = compare_tables(live.tables, wanted.tables, source)
     found += compare_version(live.version, wanted.version)
     if live.tables:  # an empty database misses everything; one line says so
-        found += compare_others(live.others, wanted.others)
+        found += compare_others(live.others, wanted.others, source)
     return sorted(found, key=lambda finding: GRADES.index(finding.grade))
