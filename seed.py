@@ -17,7 +17,6 @@ import calendar
 import collections
 import contextlib
 import datetime
-import fcntl
 import functools
 import math
 import os
@@ -30,15 +29,12 @@ import sys
 import time
 
 import csv_mapping
+import dbfile
+import rollups
+from dbfile import Refused, notice, transaction
 
 SCHEMA = pathlib.Path(__file__).resolve().parent / "schema.sql"
-STOPS = (signal.SIGINT, signal.SIGTERM)
-BUSY_SECONDS = 10                       # how long a load waits for another writer
-CACHE_KIB = 32 * 1024                   # page cache: a load that outgrows it spills into the file and locks the readers out
-INTERRUPT_STEPS = 100000                # SQLite instructions between two looks at the caught signals: a few milliseconds
 BULK_SHARE = 10                         # a load of at least a tenth of the table does without triggers
-RESERVED_BYTE = 0x40000000 + 1          # what a writer locks in the database file: RESERVED_BYTE in SQLite's os.h
-JOURNAL_MAGIC = bytes.fromhex("d9d505f920a163d7")  # a journal without it is void: sqlite.org/fileformat2.html, section 3
 WATCH_ROWS = 10000                      # of a load between two looks at them, and two states of the progress bar
 
 HOUR, DAY = 3600, 86400                 # seconds
@@ -52,34 +48,6 @@ LIVE_BATCH = 100                        # changes in one transaction at most
 LIVE_POOL = 1000                        # open shipments taken over at the start
 LIVE_FEW = 50                           # with fewer open shipments every other change is a new one
 LIVE_DAY = 60                           # seconds in which a promised day passes
-
-# The rollups as the rows have them: --rebuild stores this, --verify compares with it. Working out the times costs most, so the
-# tally, one cell for each combination that occurs, does it once for two rollups. on_time is 1, 0 or, not evaluated, NULL.
-TALLY = """
-CREATE TEMP TABLE tally AS
-SELECT carrier, mode, status, le, on_time, sum(sign) AS shipments, sum(late_seconds) AS late_seconds,
-       sum(transit_seconds) AS transit_seconds, sum(negative) AS negative
-FROM facts WHERE sign = 1 GROUP BY carrier, mode, status, le, on_time
-"""
-ROLLUP_LANE = """
-SELECT carrier, mode, status, sum(shipments), ifnull(sum(shipments * on_time), 0), ifnull(sum(shipments * (NOT on_time)), 0),
-       ifnull(sum(late_seconds), 0), sum(shipments * (le IS NOT NULL)), ifnull(sum(transit_seconds), 0), ifnull(sum(negative), 0)
-FROM tally GROUP BY carrier, mode, status
-"""
-ROLLUP_TRANSIT = "SELECT carrier, mode, le, sum(shipments) FROM tally WHERE le IS NOT NULL GROUP BY carrier, mode, le"
-ROLLUP_DUE = """
-SELECT due_hour, carrier, mode, sum(sign) FROM facts WHERE sign = 1 AND due_hour IS NOT NULL GROUP BY due_hour, carrier, mode
-"""
-ROLLUP_HOUR = """
-SELECT hour, sum(created), sum(delivered), ifnull(sum(delivered * on_time), 0), ifnull(sum(delivered * (NOT on_time)), 0)
-FROM (SELECT created_hour AS hour, sum(sign) AS created, 0 AS delivered, NULL AS on_time
-      FROM facts WHERE sign = 1 AND created_hour IS NOT NULL GROUP BY created_hour
-      UNION ALL
-      SELECT delivered_hour, 0, sum(sign), on_time
-      FROM facts WHERE sign = 1 AND delivered_hour IS NOT NULL GROUP BY delivered_hour, on_time)
-GROUP BY hour
-"""
-ROLLUP_EXCEPTION = "SELECT reason, sum(sign) FROM facts WHERE sign = 1 AND reason IS NOT NULL GROUP BY reason"
 
 # What csv_mapping staged in incoming goes into shipments. CHANGES calls it excluded, as UPSERT does, so that one text of what
 # differs serves both; a new reference differs by its status.
@@ -107,15 +75,6 @@ UPDATE shipments SET
   updated_at = :now
 WHERE id = :id
 """
-
-Rollup = collections.namedtuple("Rollup", "table keys query")   # the first so many columns are the key
-ROLLUPS = (
-    Rollup("rollup_lane", 3, ROLLUP_LANE),
-    Rollup("rollup_transit", 3, ROLLUP_TRANSIT),
-    Rollup("rollup_due", 3, ROLLUP_DUE),
-    Rollup("rollup_hour", 1, ROLLUP_HOUR),
-    Rollup("rollup_exception", 1, ROLLUP_EXCEPTION),
-)
 
 Schema = collections.namedtuple("Schema", "version objects shipments triggers indexes")
 Shipment = collections.namedtuple("Shipment", (
@@ -155,36 +114,12 @@ FOLLOWING = {
 }
 
 
-class Refused(Exception):
-    """What cannot be done, and why, in one line for the operator."""
-
-
-caught = []                             # the stop signals that arrived; whatever SQLite runs ends soon after the first
-
-
-@contextlib.contextmanager
-def catching_stops():
-    """Notes the stop signals instead of dying of them, so that every load ends with its database whole."""
-    del caught[:]
-    former = {number: signal.signal(number, lambda number, frame: caught.append(number)) for number in STOPS}
-    try:
-        yield
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
-
-
-def notice(text):
-    """One line for the operator that is not a result."""
-    print("seed.py: " + text, file=sys.stderr, flush=True)
-
-
 def watched(rows, total):
     """The same rows, until a stop signal is caught; with a bar on stderr while they pass if that is a terminal."""
     visible = sys.stderr.isatty()
     for done, row in enumerate(rows):
         if done % WATCH_ROWS == 0:
-            if caught:                  # SQLite before 3.32 looks for an interruption only in loops of its own
+            if dbfile.caught:           # SQLite before 3.32 looks for an interruption only in loops of its own
                 raise InterruptedError
             if visible:
                 filled = "#" * (40 * done // total)
@@ -209,43 +144,15 @@ def schema():
         )
 
 
-def hot_journal(path):
-    """Whether a dead writer left its journal: a valid one is there, and nobody holds the lock that a living writer has.
-
-    Opens and closes the file, which drops every SQLite lock of this process on it: only before connecting.
-    """
-    if not os.path.exists(path + "-journal"):
-        return False
-    with open(path, "rb") as database:
-        try:
-            fcntl.lockf(database, fcntl.LOCK_SH | fcntl.LOCK_NB, 1, RESERVED_BYTE)
-        except BlockingIOError:
-            return False
-        # Looked at only now: before the lock, a living writer may have been about to remove it.
-        try:
-            with open(path + "-journal", "rb") as journal:
-                return journal.read(len(JOURNAL_MAGIC)) == JOURNAL_MAGIC
-        except FileNotFoundError:
-            return False
-
-
-def connect(path, busy_seconds=BUSY_SECONDS):
-    """A connection to an existing file, in autocommit mode; a caught signal interrupts what it runs."""
-    db = sqlite3.connect(pathlib.Path(path).as_uri() + "?mode=rw", uri=True, timeout=busy_seconds, isolation_level=None)
-    db.set_progress_handler(lambda: bool(caught), INTERRUPT_STEPS)
-    return db
-
-
-@contextlib.contextmanager
-def transaction(db, begin="BEGIN IMMEDIATE"):
-    db.execute(begin)
-    try:
-        yield
-        db.execute("COMMIT")
-    except BaseException:
-        if db.in_transaction:           # after a full disk or an I/O error SQLite may have rolled back already
-            db.execute("ROLLBACK")
-        raise
+def check_version(db, path):
+    """Refuses a database in another version of the schema than this program writes, and names the cure."""
+    version, = db.execute("PRAGMA user_version").fetchone()
+    if version != schema().version:
+        cure = "run 'python3 migrate.py %s plan', then apply" % path
+        if version > schema().version:
+            cure = "use the release that made it"
+        raise Refused("%s has schema version %d, this seed.py writes version %d: %s"
+                      % (path, version, schema().version, dbfile.migration(path) or cure))
 
 
 def check_ours(db, path):
@@ -253,87 +160,29 @@ def check_ours(db, path):
     present = {name for name, in db.execute("SELECT name FROM sqlite_master")}
     if "shipments" not in present:
         raise Refused("%s is not a shipments database: it has no table shipments; name another file" % path)
-    version, = db.execute("PRAGMA user_version").fetchone()
-    if version != schema().version:
-        raise Refused("%s has schema version %d, this seed.py writes version %d: use the release that made it"
-                      % (path, version, schema().version))
+    check_version(db, path)
     missing = schema().objects - present
     if missing:
         raise Refused("%s has no %s, which schema.sql demands: restore it from a backup" % (path, ", ".join(sorted(missing))))
 
 
-def claim(draft):
-    """Creates the file of a database under construction and returns a descriptor whose lock tells that its builder lives.
-
-    What a killed builder left is removed, never truncated: it may have become the database already, under its second name.
-    """
-    while True:
-        claimed = os.open(draft, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(claimed, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.exists(draft) and os.path.samestat(os.fstat(claimed), os.stat(draft)):
-                if os.fstat(claimed).st_size == 0:
-                    return claimed
-                os.unlink(draft)
-        except BlockingIOError:
-            os.close(claimed)
-            raise Refused("another seed.py is building %s right now" % draft[:-len(".new")])
-        os.close(claimed)
-
-
-def sweep(path):
-    """Removes the draft that a killed builder of this database left."""
-    draft = path + ".new"
-    # One that cannot be removed here, or belongs to a living builder, harms nobody.
-    with contextlib.suppress(OSError, Refused):
-        if os.path.exists(draft):
-            os.close(claim(draft))
-            os.unlink(draft)
-
-
 @contextlib.contextmanager
-def existing(path, busy_seconds=BUSY_SECONDS):
-    """A connection to an existing shipments database, rolled back to its last commit if a writer was killed."""
+def existing(path, busy_seconds=dbfile.BUSY_SECONDS):
+    """A connection to an existing shipments database."""
     if not os.path.isfile(path):
         raise Refused("%s is not a file; name a database" % path if os.path.exists(path) else
                       "%s does not exist: 'seed.py %s' makes one" % (path, path))
-    sweep(path)
-    hot = hot_journal(path)
-    with contextlib.closing(connect(path, busy_seconds)) as db:
-        check_ours(db, path)            # the first read rolls back
-        if hot:
-            notice("%s: rolled back what a killed writer had left unfinished" % path)
-        db.execute("PRAGMA cache_size = -%d" % CACHE_KIB)
+    with dbfile.opened(path, busy_seconds) as db:
+        check_ours(db, path)
         yield db
-
-
-def publish(draft, path):
-    """Gives a finished database its name, without ever replacing another."""
-    try:
-        os.link(draft, path)
-    except FileExistsError:
-        raise Refused("%s was made by another while this one was being built, and stays as it is" % path)
 
 
 @contextlib.contextmanager
 def new_database(path):
-    """A connection to a new database, which appears under its name once the block has ended well and its bytes are on disk."""
-    draft = path + ".new"
-    claimed = claim(draft)
-    try:
-        with contextlib.closing(connect(draft)) as db:
-            for pragma in ("journal_mode = OFF", "synchronous = OFF", "cache_size = -%d" % CACHE_KIB):
-                db.execute("PRAGMA " + pragma)
-            db.executescript(SCHEMA.read_text(encoding="utf-8"))
-            yield db
-        os.fsync(claimed)
-        publish(draft, path)
-    finally:
-        os.unlink(draft)
-        os.close(claimed)
-    folder = os.open(os.path.dirname(path), os.O_RDONLY)
-    os.fsync(folder)
-    os.close(folder)
+    """A connection to a new shipments database, which appears once the block has ended well."""
+    with dbfile.new_database(path) as db:
+        db.executescript(SCHEMA.read_text(encoding="utf-8"))
+        yield db
 
 
 def target(path):
@@ -341,49 +190,22 @@ def target(path):
     return existing(path) if os.path.exists(path) else new_database(path)
 
 
-def tally(db):
-    db.execute("DROP TABLE IF EXISTS temp.tally")
-    db.execute(TALLY)
-
-
-def rebuild(db):
-    """Makes the rollups from the rows, inside the caller's transaction."""
-    tally(db)
-    db.execute("DELETE FROM departed")
-    for rollup in ROLLUPS:
-        db.execute("DELETE FROM " + rollup.table)
-        db.execute("INSERT INTO %s %s" % (rollup.table, rollup.query))
-
-
-def told(columns, values):
-    return ", ".join("%s=%r" % pair for pair in zip(columns, values)) or "nothing"
-
-
-def differences(db):
-    """Yields a line for each rollup row that is not what the rows say."""
-    tally(db)
-    for rollup in ROLLUPS:
-        columns = [row[1] for row in db.execute("PRAGMA table_info(%s)" % rollup.table)]
-        stored, computed = ({row[:rollup.keys]: row for row in db.execute(query)}
-                            for query in ("SELECT * FROM " + rollup.table, rollup.query))
-        for key in sorted(stored.keys() | computed.keys()):
-            if stored.get(key) != computed.get(key):
-                yield "%s %s: stored %s, recomputed %s" % (
-                    rollup.table, told(columns, key), told(columns[rollup.keys:], stored.get(key, ())[rollup.keys:]),
-                    told(columns[rollup.keys:], computed.get(key, ())[rollup.keys:]))
-    departed, = db.execute("SELECT count(*) FROM departed").fetchone()
-    if departed:
-        yield "departed: stored %d rows, recomputed none" % departed
+@contextlib.contextmanager
+def writing(db, path):
+    """A transaction that changes a database in our version: since it was opened, another may have migrated it."""
+    with transaction(db):
+        check_version(db, path)
+        yield
 
 
 @contextlib.contextmanager
-def load(db, rows):
+def load(db, path, rows):
     """One transaction around a load of so many rows.
 
     In a small load the triggers keep the rollups. A large one does without them, and in an empty table without the indexes; then
     the rollups are made once, and all is put back as schema.sql has it.
     """
-    with transaction(db):
+    with writing(db, path):
         size, = db.execute(SIZE).fetchone()
         if rows * BULK_SHARE < size:
             yield
@@ -394,7 +216,7 @@ def load(db, rows):
         yield
         for sql in aside.values():
             db.execute(sql)
-        rebuild(db)
+        rollups.rebuild(db)
 
 
 def busyness(hour):
@@ -477,16 +299,10 @@ def shipments(rows, now, first, rng):
             number += 1
 
 
-def sizes(db):
-    """How many shipments there are, and how many rollup rows."""
-    shipments, = db.execute("SELECT count(*) FROM shipments").fetchone()
-    return shipments, sum(db.execute("SELECT count(*) FROM " + rollup.table).fetchone()[0] for rollup in ROLLUPS)
-
-
 def verify(args):
     with existing(args.db) as db, transaction(db, "BEGIN"):
         found = 0
-        for found, difference in enumerate(differences(db), 1):
+        for found, difference in enumerate(rollups.differences(db), 1):
             if found <= args.limit_reports:
                 print(difference)
         if found > args.limit_reports:
@@ -494,15 +310,15 @@ def verify(args):
         if found:
             notice("%s: the rollups do not agree with the rows; 'seed.py %s --rebuild' mends them" % (args.db, args.db))
             return 1
-        print("verified %d shipments, %d rollup rows" % sizes(db))
+        print("verified %d shipments, %d rollup rows" % rollups.sizes(db))
     return 0
 
 
 def rebuild_all(args):
     with existing(args.db) as db:
-        with transaction(db):
-            rebuild(db)
-        print("rebuilt from %d shipments, %d rollup rows" % sizes(db))
+        with writing(db, args.db):
+            rollups.rebuild(db)
+        print("rebuilt from %d shipments, %d rollup rows" % rollups.sizes(db))
     return 0
 
 
@@ -514,7 +330,7 @@ def synthesize(args):
     with target(args.db) as db:
         if not args.append and db.execute(SIZE).fetchone()[0]:
             raise Refused("%s holds shipments already; --append adds to them" % args.db)
-        with load(db, args.rows):
+        with load(db, args.db, args.rows):
             rows = shipments(args.rows, args.now, next_number(db), random.Random(args.random_seed))
             db.executemany(INSERT, watched(rows, args.rows))
     print("stored %d synthetic shipments in %s" % (args.rows, args.db))
@@ -573,7 +389,7 @@ class Simulation:
         """Makes so many changes in one transaction; False if another process holds the lock."""
         self.check_identity()
         try:
-            with transaction(self.db):
+            with writing(self.db, self.path):
                 for _ in range(changes):
                     self.change(int(time.time()))
         except sqlite3.OperationalError as error:
@@ -586,7 +402,7 @@ class Simulation:
     def run(self, rate):
         """Makes so many changes a second until a stop signal, which the caller has blocked, is pending; returns their number."""
         made, waiting, due = 0, False, time.monotonic()
-        while signal.sigtimedwait(STOPS, max(0, due - time.monotonic())) is None:
+        while signal.sigtimedwait(dbfile.STOPS, max(0, due - time.monotonic())) is None:
             owed = min(LIVE_BATCH, 1 + int((time.monotonic() - due) * rate))
             if self.attempt(owed):
                 made, waiting = made + owed, False
@@ -598,7 +414,7 @@ class Simulation:
 
 
 def live(args):
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, dbfile.STOPS)
     try:
         with existing(args.db, LIVE_BUSY_SECONDS) as db:
             simulation = Simulation(db, args.db, random.Random(args.random_seed))
@@ -610,7 +426,7 @@ def live(args):
     return 0
 
 
-def upsert(db, columns):
+def upsert(db, path, columns):
     """Takes the staged rows into shipments; returns how many were new and how many changed one."""
     others = [column for column in columns if column != "reference"]
     parts = {
@@ -621,7 +437,7 @@ def upsert(db, columns):
     changes, = db.execute(CHANGES.format(**parts)).fetchone()
     if not changes:
         return 0, 0
-    with load(db, changes):
+    with load(db, path, changes):
         last, = db.execute(SIZE).fetchone()
         db.execute("PRAGMA ignore_check_constraints = ON")  # the same CHECKs let the rows into incoming
         touched = db.execute(UPSERT.format(**parts)).rowcount
@@ -653,7 +469,7 @@ def import_csv(args):
         if report.rows and not args.skip_bad:
             raise Refused("nothing was imported; rejected rows: %d (%s); mend the file or the mapping, or pass --skip-bad"
                           % (report.rows, csv_mapping.counted(report.reasons)))
-        stored, updated = upsert(db, staged.columns)
+        stored, updated = upsert(db, args.db, staged.columns)
     for line in summary(staged, stored, updated, report):
         print(line)
     print("in %.1f seconds" % (time.monotonic() - started))
@@ -746,35 +562,10 @@ def command(args):
     return next(function for wanted, function in asked if wanted)
 
 
-def explained(error, path):
-    """What an error means here, and what to do."""
-    if isinstance(error, OSError):
-        return "%s: %s" % (error.filename or path, error.strerror)
-    if not isinstance(error, sqlite3.Error):
-        return str(error)
-    cures = (
-        ("locked", "another process holds its lock; try again when that one is done"),
-        ("readonly", "its file or folder may not be written; run as their owner, or grant it"),
-        ("unable to open", "its file or folder may not be read or written; run as their owner, or grant it"),
-        ("full", "make room and try again"),
-        ("disk I/O", "the disk failed, or a file size limit or quota is reached: see ulimit -f, df and the kernel's log"),
-        ("not a database", "it is no SQLite file, or damaged; name another, or restore a backup"),
-        ("malformed", "it is damaged; restore a backup"),
-    )
-    return ": ".join([path, str(error)] + [cure for part, cure in cures if part in str(error)])
-
-
 def main(argv=None):
     args = parse(argv)
-    try:
-        with catching_stops():
-            return command(args)(args)
-    except (Refused, csv_mapping.MappingError, sqlite3.Error, OSError) as error:
-        if caught:                      # the error is then the interruption
-            notice("stopped; %s is as it was" % args.db)
-            return 128 + caught[0]
-        notice(explained(error, args.db))
-        return 1
+    return dbfile.exit_code(lambda: command(args)(args), args.db, lambda: "stopped; %s is as it was" % args.db,
+                            (csv_mapping.MappingError,))
 
 
 if __name__ == "__main__":

@@ -192,7 +192,7 @@ def test_of_two_seeds_at_once_one_wins_and_the_other_says_so(tmp_path):
     path = tmp_path / "shipments.db"
     first = start_and_hold(path)
     second = seed(path, "--rows", 20000)
-    assert (second.returncode, second.stderr) == (1, "seed.py: another seed.py is building %s right now\n" % path)
+    assert (second.returncode, second.stderr) == (1, "seed.py: another process is building %s right now\n" % path)
     assert stop(first, signal.SIGCONT)[0] == 0
     assert listing(tmp_path) == ["shipments.db"]
 
