@@ -129,7 +129,7 @@ def sweep(path):
 
 @contextlib.contextmanager
 def opened(path, busy_seconds=BUSY_SECONDS):
-    """A connection to an existing file, rolled back to its last commit if a writer was killed."""
+    """A connection to an existing file, rolled back to its last commit if a writer was killed. The first of this process."""
     sweep(path)
     hot = hot_journal(path)
     with contextlib.closing(connect(path, busy_seconds)) as db:

@@ -12,6 +12,8 @@ import tempfile
 
 import pytest
 
+from conftest import copy_product
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 NOBODY = 65534
 STRANGERS_PYTHON = "/usr/bin/python3"   # the one of the tests may be out of another user's reach
@@ -154,6 +156,15 @@ def test_verify_heals_a_hot_journal_says_so_and_no_acknowledged_row_is_missing(d
     assert set(killed) <= present and not os.path.exists(str(database) + "-journal")
 
 
+def test_a_refused_version_is_healed_all_the_same_and_both_are_said(database, request):
+    with writing(database) as db:
+        db.execute("PRAGMA user_version = 99")
+    request.getfixturevalue("killed")
+    said = seed(database, "--verify").stderr.splitlines()
+    assert said[0] == "seed.py: %s: rolled back what a killed writer had left unfinished" % database
+    assert len(said) == 2 and "has schema version 99" in said[1] and not os.path.exists(str(database) + "-journal")
+
+
 def test_a_living_writers_journal_is_not_taken_for_a_hot_one(database):
     with writing(database) as db:
         db.execute("BEGIN IMMEDIATE")
@@ -168,8 +179,7 @@ def test_a_user_who_may_not_write_verifies_but_cannot_heal(database, killed):
     if os.geteuid() != 0 or not os.path.exists(STRANGERS_PYTHON):
         pytest.skip("needs root, to run %s as another user" % STRANGERS_PYTHON)
     folder = database.parent
-    for name in ("seed.py", "csv_mapping.py", "schema.sql"):
-        shutil.copy(str(ROOT / name), str(folder / name))
+    copy_product(folder)
 
     def verify():
         return subprocess.run([STRANGERS_PYTHON, str(folder / "seed.py"), str(database), "--verify"], stdout=subprocess.PIPE,
@@ -185,8 +195,7 @@ def test_a_user_who_may_not_write_is_told_so_by_a_load(database):
     if os.geteuid() != 0 or not os.path.exists(STRANGERS_PYTHON):
         pytest.skip("needs root, to run %s as another user" % STRANGERS_PYTHON)
     folder = database.parent
-    for name in ("seed.py", "csv_mapping.py", "schema.sql"):
-        shutil.copy(str(ROOT / name), str(folder / name))
+    copy_product(folder)
     for name, words in (("shipments.db", "attempt to write a readonly database"), ("fresh.db", "Permission denied")):
         done = subprocess.run([STRANGERS_PYTHON, str(folder / "seed.py"), str(folder / name), "--append"], stdout=subprocess.PIPE,
                               stderr=subprocess.PIPE, universal_newlines=True, preexec_fn=become_nobody, timeout=60)
