@@ -140,9 +140,10 @@ def opened(path, busy_seconds=BUSY_SECONDS):
         yield db
 
 
-def sync_folder(folder):
-    """Puts the names in a folder on disk, as fsync of a file does with its bytes."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path):
+    """Puts the bytes of a file, or the names in a folder, on disk. Not for a database that this process has open: its locks
+    would go."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -175,7 +176,7 @@ def new_database(path):
     finally:
         os.unlink(draft)
         os.close(claimed)
-    sync_folder(os.path.dirname(path))
+    sync(os.path.dirname(path))
 
 
 def migration(path):

@@ -3,6 +3,7 @@
     read_steps() -> [Step, ...]                 from migrations/NNNN_verb_noun.sql, in order
     recorded(db) -> [Record, ...]               from the table migrations
     disputes(records, version, steps) -> words  in what the two contradict each other
+    schema_of(steps) -> schema_check.Schema     that these steps make
 
 A step is SQL that runs in one transaction. The comment lines at its top may declare what it does to the data:
 
@@ -11,11 +12,13 @@ A step is SQL that runs in one transaction. The comment lines at its top may dec
 """
 
 import collections
+import contextlib
 import hashlib
 import os
 import re
 import sqlite3
 
+import schema_check
 from schema_check import tokens
 
 FOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "migrations")
@@ -215,3 +218,29 @@ def disputes(records, version, steps):
             words = dispute(done, steps[done.number - 1])
             if words:
                 yield words
+
+
+def run_all(db, steps):
+    """Runs the statements of steps, no more, on a database that holds nothing of value."""
+    for step in steps:
+        for statement in step.statements:
+            db.execute(statement)
+        db.execute("PRAGMA user_version = %d" % step.number)
+
+
+@contextlib.contextmanager
+def built(steps):
+    """A database in memory that went through these steps. Raises StepError."""
+    with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as db:
+        for step in steps:
+            try:
+                run_all(db, [step])
+            except sqlite3.Error as error:
+                raise StepError("%s fails even in an empty database: %s; mend the file" % (step.path, error))
+        yield db
+
+
+def schema_of(steps):
+    """The schema_check.Schema that these steps make. Raises StepError."""
+    with built(steps) as db:
+        return schema_check.read_schema(db)

@@ -1,0 +1,157 @@
+"""Backups of a database: made, checked, listed, pruned. One that bears its name is whole and was found sound.
+
+    shipments.db.v1.20261123T184501Z.backup     of version 1, at that time
+
+A backup is itself a database, in the rollback journal mode: it can be opened, verified, or copied over by hand.
+"""
+
+import collections
+import contextlib
+import os
+import pathlib
+import re
+import sqlite3
+import subprocess
+import time
+
+import dbfile
+from schema_check import quoted
+
+NAME = r"{}\.v(\d+)\.(\d{{8}}T\d{{6}}Z)(?:\.(\d+))?\.backup"
+PAGES = 4096        # copied between two looks at the stop signals
+FAULTS_SHOWN = 3    # lines of integrity_check
+
+TABLES = "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite~_%' ESCAPE '~' ORDER BY name"
+
+Backup = collections.namedtuple("Backup", "path version made_at bytes")  # made_at: YYYYMMDDTHHMMSSZ
+
+
+def counts(db):
+    """The number of rows by table."""
+    return {name: db.execute("SELECT count(*) FROM " + quoted(name)).fetchone()[0]
+            for name, in db.execute(TABLES).fetchall()}
+
+
+def integrity(db):
+    """What PRAGMA integrity_check finds wrong, as words, or None."""
+    found = [text for text, in db.execute("PRAGMA integrity_check(%d)" % FAULTS_SHOWN)]
+    return None if found == ["ok"] else "; ".join(found)
+
+
+def read_only(path, wait=0):
+    """A connection that cannot write, waiting so many seconds for a lock."""
+    return sqlite3.connect(pathlib.Path(path).as_uri() + "?mode=ro", uri=True, timeout=wait, isolation_level=None)
+
+
+def fault(path, rows):
+    """Why a file is no sound database with these numbers of rows by table, or None. Raises OSError or sqlite3.Error."""
+    with contextlib.closing(read_only(path)) as db:
+        found = integrity(db)
+        if found:
+            return found
+        present = counts(db)
+    wrong = [name for name in sorted(set(rows) | set(present)) if rows.get(name) != present.get(name)]
+    return ", ".join("table %s has %s rows, not %s" % (name, present.get(name), rows.get(name)) for name in wrong) or None
+
+
+def listed(database, folder):
+    """The Backups of a database in a folder, newest first."""
+    pattern, found = re.compile(NAME.format(re.escape(os.path.basename(database)))), []
+    for entry in os.listdir(folder):
+        match = pattern.fullmatch(entry)
+        if match:
+            version, made_at, repeated = match.groups()
+            path = os.path.join(folder, entry)
+            found.append((made_at, int(repeated or 1), Backup(path, int(version), made_at, os.path.getsize(path))))
+    return [backup for _, _, backup in sorted(found, reverse=True)]
+
+
+def draft_of(database, folder, like):
+    """An empty file for a copy of the file `like`, as closed to others as that. The holder of the migration lock makes one at a
+    time, so what is there already was left by a killed one."""
+    draft, status = os.path.join(folder, os.path.basename(database) + ".backup.part"), os.stat(like)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(draft)
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with contextlib.suppress(PermissionError):      # only root may give files away
+        os.fchown(descriptor, status.st_uid, status.st_gid)
+    os.fchmod(descriptor, status.st_mode & 0o777)
+    os.close(descriptor)
+    return draft
+
+
+def heed_stops(*_):
+    if dbfile.caught:
+        raise InterruptedError
+
+
+def copy(db, database, draft):
+    """Copies the database, on which db holds a write lock and has written nothing, into an empty file."""
+    if hasattr(db, "backup"):           # Python 3.7
+        with contextlib.closing(sqlite3.connect(draft, isolation_level=None)) as target:
+            target.execute("PRAGMA synchronous = OFF")
+            db.backup(target, pages=PAGES, progress=heed_stops)
+            target.execute("PRAGMA journal_mode = DELETE")
+    elif db.execute("PRAGMA journal_mode").fetchone()[0] == "wal":
+        raise dbfile.Refused("%s is in WAL mode, which needs Python 3.7 for a backup; run PRAGMA journal_mode = DELETE first"
+                             % database)
+    else:
+        # With the lock held the file stands still. By a process of its own: if this one opened and closed the file, that would
+        # drop the lock (sqlite.org/howtocorrupt.html, 2.2).
+        subprocess.run(["cp", "--", database, draft], check=True)
+
+
+def linked(path, name, ending):
+    """Gives a file a second name, the first free one like this; returns it. Never takes the place of a file."""
+    for number in range(1, 1000):
+        free = "%s%s%s" % (name, ".%d" % number if number > 1 else "", ending)
+        with contextlib.suppress(FileExistsError):
+            os.link(path, free)
+            return free
+    raise FileExistsError("all names like %s%s are taken" % (name, ending))
+
+
+def named(database, folder, kind, now):
+    return os.path.join(folder, "%s.%s.%s" % (
+        os.path.basename(database), kind, time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(now))))
+
+
+def make(db, database, folder, version, now):
+    """A Backup of the database, on which db holds a write lock and has written nothing. Raises Refused, OSError, sqlite3.Error."""
+    draft = draft_of(database, folder, database)
+    try:
+        copy(db, database, draft)
+        found = fault(draft, counts(db))
+        if found:
+            raise dbfile.Refused("a backup of %s is not sound: %s; python3 migrate.py %s verify looks at the database itself"
+                                 % (database, found, database))
+        dbfile.sync(draft)
+        path = linked(draft, named(database, folder, "v%d" % version, now), ".backup")
+        os.unlink(draft)
+        dbfile.sync(folder)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(draft)
+        raise
+    return next(backup for backup in listed(database, folder) if backup.path == path)
+
+
+def take_place(draft, database, kind, now):
+    """Puts a draft in the place of the database, which stays beside it as a backup, or, of the kind damaged, with journal and log
+    and no such claim; returns that path. The caller keeps writers out."""
+    name = named(database, os.path.dirname(database), kind, now)
+    kept = linked(database, name, "" if kind == "damaged" else ".backup")
+    for ending in ("-journal", "-wal", "-shm"):     # of a damaged one; they would be taken for the new file's
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(database + ending, kept + ending)
+    os.rename(draft, database)
+    dbfile.sync(os.path.dirname(database))
+    return kept
+
+
+def prune(database, folder, keep):
+    """Removes all but the newest backups; returns what was removed."""
+    old = listed(database, folder)[keep:]
+    for backup in old:
+        os.unlink(backup.path)
+    return old
