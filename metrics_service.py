@@ -45,6 +45,7 @@ sys.dont_write_bytecode = True  # --check must leave no trace, and a run by root
 
 import exposition
 import messages
+import migration_lock
 import schema_check
 import supervision
 import webserver
@@ -61,7 +62,7 @@ FOLDER = os.path.dirname(os.path.abspath(__file__))
 CERTIFICATE_NOTICE = 21 * 86400  # s before a certificate's end in which a person should replace it, as health_check.py has it
 CHECK_SECONDS = 10      # for the --check of the code and the settings that a reload would bring
 RELOAD_PATIENCE = 0.1   # s that a program just loaded waits for a locked database, while its clients wait for it
-UNREADY = "the service will start and not be ready"
+UNREADY = "start and not be ready"  # words that restart_service.sh too looks for in what --check says
 EX_CONFIG = 78          # sysexits.h: something is wrong that only a person can mend
 SCRAPE_TIMEOUT = "x-prometheus-scrape-timeout-seconds"  # header that Prometheus sends; after that it counts us as down
 SCRAPE_MARGIN = 0.5     # s that an answer is to come before it
@@ -391,9 +392,14 @@ class Service:
         return health_entry("datastore", "pass", **observed)
 
     def schema_entry(self):
-        errors, warnings = self.store.errors(), in_force(self.store.findings)
-        if self.store.versions is None and self.store.trouble:
-            return health_entry("datastore", "warn", self.store.trouble.reason, "schema not compared yet")
+        store, note = self.store, migration_lock.running(self.store.path)
+        if note:
+            return health_entry("datastore", "warn", "migrating", "migration running: " + note)
+        if store.trouble and (store.versions is None or store.migrating()):
+            return health_entry("datastore", "warn", store.trouble.reason, "schema not compared yet")
+        errors, warnings = store.errors(), in_force(store.findings)
+        if store.differences() and not errors:  # the other entry has it, where there are any
+            warnings.append(store.cure())
         status = "fail" if errors else "warn" if warnings else "pass"
         return health_entry("datastore", status, None if status == "pass" else "schema_mismatch", "; ".join(errors + warnings))
 
@@ -506,20 +512,31 @@ def say_credentials(fault):
         event(logging.INFO, "credentials_recovered", reason="credentials")
 
 
+def check_schema(store):
+    """Findings about the schema; the last of those that refuse it has the cure."""
+    refused = len(store.differences())      # which come first
+    for number, (grade, words) in enumerate(store.findings, 1):
+        cure = "; " + store.cure() if number == refused else ""
+        yield Finding("error" if number <= refused else grade, "database %s: %s%s" % (store.path, words, cure))
+
+
 def check_store(store, until=float("inf")):
     """Findings about the database, by the monotonic time `until`. One that exists but cannot be read at the moment is a warning:
-    it may heal by itself."""
+    it may heal by itself. So is one whose schema is being changed: what it is by now does not count."""
+    migration = store.migration()
     try:
         store.snapshot(until)
     except Trouble as trouble:
+        migration = None
         if trouble.reason in ("missing", "not_a_file") or store.size == 0:
             cure = "set METRICS_DB_PATH to the shipments database, or make one: python3 seed.py FILE"
             yield Finding("error", "%s; %s" % (trouble.detail, cure))
         elif trouble.reason != "schema_mismatch":
-            yield Finding("warning", "%s: %s; %s" % (trouble.reason, trouble.detail, UNREADY))
-    for grade, words in store.findings:
-        grade = "error" if grade == "version" else grade
-        yield Finding(grade, "database %s: %s" % (store.path, words))
+            yield Finding("warning", "%s: %s; the service will %s" % (trouble.reason, trouble.detail, UNREADY))
+    if migration:
+        yield Finding("warning", "%s: %s; the service may %s" % (migration.reason, migration.detail, UNREADY))
+    elif not store.migrating():
+        yield from check_schema(store)
 
 
 def writable(path):
@@ -727,8 +744,8 @@ def own_command(env_file, *options):
 
 
 def outcome(code, output, bridging):
-    """Why a --check that ended with this code refuses, in words, or None. Who has figures that bridge a lock does not make way for
-    one that would have none."""
+    """Why a --check that ended with this code refuses, in words, or None. Who has figures that bridge a lock or a migration does
+    not make way for one that would have none."""
     lines = [line for line in output.decode("utf-8", "replace").splitlines() if line.strip()]
     errors = [line[len("error: "):] for line in lines if line.startswith("error: ")]
     if code == 0:
@@ -804,7 +821,7 @@ class Life:
                 return self.stop(name)
             try:
                 refusal = (immovable(self.settings, self.env_file)
-                           or recheck(self.settings, self.env_file, self.signals, self.service.store.fresh())
+                           or recheck(self.settings, self.env_file, self.signals, self.service.store.indispensable())
                            or self.reload(lock))
             except Overtaken:
                 continue

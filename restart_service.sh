@@ -216,7 +216,7 @@ preflight() {
 # Older figures, with their age, are worth more than none.
 keep_answering() {
   [[ $FINDINGS != *'start and not be ready'* ]] ||
-    die "the database cannot be read now, while pid $PID still answers, so nothing was stopped or started"
+    die "a new service might have no figures now, while pid $PID still answers, so nothing was stopped or started"
 }
 
 # A service restarted by another user would leave files behind that its own user cannot write.

@@ -18,6 +18,7 @@ import time
 import urllib.parse
 
 import exposition
+import migration_lock
 import schema_check
 import supervision
 from eventlog import errno_reason, event, file_identity
@@ -29,6 +30,7 @@ SHARE_SECONDS = 0.1     # age of figures that are served while another request i
 LOCK_POLL = 0.0001      # s between two tries of a lock, at first: gaps between a writer's commits are short
 LOCK_POLL_MAX = 0.001   # s, after a hundred tries: then it is no gap that is waited for
 BRIEF_WAIT = 0.5        # s to wait for a lock when older figures can be served instead, or it was there a moment ago
+MIGRATION_WAIT = 0.05   # s to wait for a lock while a migration runs, which may have it for minutes
 PROGRESS_STEPS = 10000  # SQLite instructions between two looks at the deadline, well under a millisecond
 
 # SQL, in the order of asking. An unknown carrier, mode or reason is '' in the rollups.
@@ -143,14 +145,6 @@ def look(path, reason):
         return errno_reason(error), error.strerror
 
 
-def lock_holders(path):
-    """Who holds a lock on the file, in words, as far as /proc tells."""
-    pids = []
-    with contextlib.suppress(OSError):  # the file is gone by now, or no descriptor is left to read /proc with
-        pids = [pid for pid in supervision.file_holders(path) if pid != os.getpid()]
-    return "held by " + ", ".join(map(supervision.describe, pids)) if pids else "whose process is not visible from here"
-
-
 def said(error):
     """The reason word that a sqlite3.Error's message decides alone, or None."""
     return next((reason for part, reason in MESSAGES if part in str(error)), None)
@@ -160,7 +154,7 @@ def diagnose(error, path, waited):
     """The Trouble that a sqlite3.Error means. The connection it came from is closed, unless the reason is locked or timeout."""
     reason = said(error)
     if reason == "locked":
-        detail = "a writer holds the lock, %s; waited %.1f s" % (lock_holders(path), waited)
+        detail = "a writer holds the lock, %s; waited %.1f s" % (supervision.lock_holders(path), waited)
     elif reason == "timeout":
         detail = "the query took longer than METRICS_QUERY_TIMEOUT, or the scraper, allows; gave up after %.1f s" % waited
     elif reason in (None, "corrupt"):
@@ -209,6 +203,7 @@ def ask(connection, now):
 
 # Store: the connection, the last snapshot, and what is wrong with the database now
 
+BRIDGED = ("locked", "migrating")   # troubles in which the last figures are those of the last commit that can be read
 Snapshot = collections.namedtuple("Snapshot", "figures stale")  # stale: the Trouble that an older snapshot bridges, or None
 
 
@@ -249,6 +244,28 @@ class Store:
 
     def errors(self):
         return [finding.text for finding in self.findings if finding.grade == "error"]
+
+    def differences(self):
+        """What keeps the schema from being that of this release."""
+        return [finding.text for finding in self.findings if finding.grade in ("error", "version")]
+
+    def cure(self):
+        """What helps against a schema that does not fit, in words."""
+        live, wanted, command = self.versions[1], self.wanted.version, "python3 migrate.py %s " % self.path
+        if 0 < live < wanted:
+            return "to bring it to this release: %splan, then apply" % command
+        if live > wanted:
+            return "install the release that made it, or go back to a backup: %srestore" % command
+        return "%sstatus tells more" % command
+
+    def migration(self):
+        """The Trouble of a migration that runs now, or None."""
+        note = migration_lock.running(self.path)
+        return note and Trouble("migrating", "database %s: migration running: %s" % (self.path, note))
+
+    def migrating(self):
+        """Whether the last attempt met a migration."""
+        return self.trouble is not None and self.trouble.reason == "migrating"
 
     def close(self):
         if self.connection:
@@ -309,14 +326,19 @@ class Store:
 
     def take_lock(self, patience_end):
         """The first read, which takes the lock that readers share. A busy writer leaves gaps of about a millisecond between two
-        commits; SQLite's own busy handler, which sleeps up to 100 ms, misses them for seconds."""
-        pause = LOCK_POLL
+        commits; SQLite's own busy handler, which sleeps up to 100 ms, misses them for seconds. Raises Trouble where it is a
+        migration that has to be waited for."""
+        pause, migration_wait = LOCK_POLL, time.monotonic() + (0 if self.migrating() else MIGRATION_WAIT)
         while True:
             try:
                 return self.one(DATA_VERSION)
             except sqlite3.OperationalError as error:
-                if said(error) != "locked" or time.monotonic() >= patience_end:
+                if said(error) != "locked":
                     raise
+                now = time.monotonic()
+                migration = self.migration() if now >= migration_wait else None
+                if migration or now >= patience_end:
+                    raise migration or error
                 time.sleep(pause)
                 pause = min(1.02 * pause, LOCK_POLL_MAX)
 
@@ -354,9 +376,9 @@ class Store:
         if versions != self.versions:
             self.compare()
             self.versions = versions
-        if self.errors():
-            raise Trouble("schema_mismatch", "database %s: %s; it needs the schema of this release (schema.sql)" % (
-                self.path, "; ".join(self.errors())))
+        if self.errors():   # a migration that goes on from here cannot do so before our transaction has ended
+            raise self.migration() or Trouble("schema_mismatch", "database %s: %s; %s" % (
+                self.path, "; ".join(self.differences()), self.cure()))
         if self.last and self.last.now == now and self.data_version == data_version:
             return
         started = time.monotonic()
@@ -389,14 +411,18 @@ class Store:
         return time.monotonic() - self.good_at
 
     def fresh(self):
-        """Whether the last figures may still be served while the database is locked."""
-        return self.last is not None and self.age() <= self.stale_seconds
+        """Whether the last figures may still be served while the database is locked; in a migration their age does not count."""
+        return self.last is not None and (self.age() <= self.stale_seconds or self.stale_seconds > 0 and self.migrating())
+
+    def indispensable(self):
+        """Whether the last figures would be served now, or as soon as a migration that is running locks the database."""
+        return self.fresh() or self.last is not None and self.stale_seconds > 0 and self.migration() is not None
 
     def bridging(self):
-        return self.trouble and self.trouble.reason == "locked" and self.fresh()
+        return self.trouble and self.trouble.reason in BRIDGED and self.fresh()
 
     def bridge(self):
-        """The last good figures while a writer holds the lock, and only then, for a limited time."""
+        """The last good figures while a writer holds the lock, for a limited time, or a migration runs; else never."""
         if not self.bridging():
             raise self.trouble
         return Snapshot(self.last, self.trouble)
@@ -419,7 +445,7 @@ class Store:
 
     def refresh(self, started, until):
         """Brings self.last up to date. Raises Trouble."""
-        known = self.trouble and self.trouble.reason == "locked"
+        known = self.trouble and self.trouble.reason in BRIDGED
         try:
             self.reopen()
             self.until, patience_end = until, min(until, started + (BRIEF_WAIT if known or self.fresh() else self.timeout))
@@ -432,7 +458,8 @@ class Store:
         except sqlite3.Error as error:
             if said(error) not in ("locked", "timeout"):
                 self.close()
-            raise diagnose(error, self.path, time.monotonic() - started) from None
+            migration = self.migration() if said(error) == "timeout" else None  # its reading and writing slows down ours
+            raise migration or diagnose(error, self.path, time.monotonic() - started) from None
 
     def attempt(self, until):
         self.began = started = time.monotonic()

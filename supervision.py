@@ -292,6 +292,15 @@ def file_holders(path):
     return sorted(pid for pid in pids if pid > 0 and _may_have_open(pid, wanted))
 
 
+def lock_holders(path):
+    """Return in words which other processes hold POSIX locks on a file, as far as /proc tells; never opens the file."""
+    try:
+        pids = [pid for pid in file_holders(path) if pid != os.getpid()]
+    except OSError:         # the file is gone by now, or no descriptor is left to read /proc with
+        pids = []
+    return "held by " + ", ".join(map(describe, pids)) if pids else "whose process is not visible from here"
+
+
 def content_fault(path, status):
     """Return why a file of this os.stat_result must not become a PID file, None when it may."""
     if not stat.S_ISREG(status.st_mode):

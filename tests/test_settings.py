@@ -8,6 +8,7 @@ import sys
 import pytest
 
 import metrics_service
+import schema_check
 from conftest import ROOT, copy_product, make_database
 
 COMMAND = [sys.executable, str(ROOT / "metrics_service.py")]
@@ -131,13 +132,27 @@ def test_schema_findings_are_listed_worst_first(tmp_path):
     code, _, errors = check(tmp_path, METRICS_DB_PATH=str(path))
     assert code == 78
     assert [line.split(" ", 3)[0] for line in errors] == ["error:", "warning:", "note:"]
-    assert errors[0] == "error: database %s: table rollup_hour is missing" % path
+    assert errors[0] == "error: database {0}: table rollup_hour is missing; python3 migrate.py {0} status tells more".format(path)
 
 
 def test_a_newer_schema_is_refused_at_the_start(tmp_path, database):
     metrics_service.sqlite3.connect(str(database)).execute("PRAGMA user_version = 9")
     code, _, errors = check(tmp_path, METRICS_DB_PATH=str(database))
-    assert (code, errors) == (78, ["error: database %s: schema version 9 is newer than the 1 of this release" % database])
+    assert (code, errors) == (78, [
+        "error: database {0}: schema version 9 is newer than the {1} of this release; install the release that made it, or go back "
+        "to a backup: python3 migrate.py {0} restore".format(database, schema_check.wanted_schema().version)])
+
+
+def test_an_older_schema_is_refused_with_the_command_that_brings_it_up_to_date(tmp_path, database):
+    wanted = schema_check.wanted_schema().version
+    metrics_service.sqlite3.connect(str(database)).executescript(
+        "PRAGMA user_version = %d; DROP TABLE rollup_due; DROP TABLE rollup_hour" % (wanted - 1))
+    code, _, errors = check(tmp_path, METRICS_DB_PATH=str(database))
+    assert (code, errors) == (78, [line.format(database) for line in (
+        "error: database {0}: table rollup_due is missing",
+        "error: database {0}: table rollup_hour is missing",
+        "error: database {0}: schema version %d is older than the %d of this release; to bring it to this release: "
+        "python3 migrate.py {0} plan, then apply" % (wanted - 1, wanted))])
 
 
 def test_an_unwritable_log_is_a_warning_and_an_unusable_pid_file_an_error(tmp_path, database):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import schema_check
 import store as store_module
 from conftest import DEADLINE, ROOT, add_rows, copy_product, make_database
 from store import Store, Trouble, in_force
@@ -25,6 +26,18 @@ LONG_WRITE = """c.execute('PRAGMA cache_size = 10'); c.execute('BEGIN')
 for i in range(3000): c.execute("INSERT INTO shipments (reference, status) VALUES (?, 'pending')", ('r%d' % i,))
 print(flush=True); input()"""
 SHORT_WRITE = "c.execute('BEGIN IMMEDIATE'); c.execute(\"UPDATE shipments SET cost = 1\"); print(flush=True); input()"
+
+
+VERSION = schema_check.wanted_schema().version
+
+# A migration, and where it is: just begun, in a short transaction, in one that has outgrown its cache, between two steps.
+MIGRATION = """sys.path.insert(0, %r); import migration_lock
+held = migration_lock.hold(sys.argv[1]); held.__enter__()('from version 3 to 4')
+""" % str(ROOT)
+MIGRATION_BEGUN = MIGRATION + "print(flush=True); input()"
+MIGRATION_AT_WORK = MIGRATION + HOLD_LOCK
+MIGRATION_WRITING = MIGRATION + LONG_WRITE
+MIGRATION_HALF_WAY = MIGRATION + "c.execute('ALTER TABLE rollup_due RENAME TO rollup_old'); print(flush=True); input()"
 
 
 class Writer:
@@ -155,6 +168,93 @@ def test_the_end_of_a_lock_is_noticed_and_said_once(store, path, events):
         store.snapshot()
     assert [store.snapshot().stale for _ in range(3)] == [None] * 3
     assert events == [("database_stale", "locked"), ("database_recovered", "locked")]
+
+
+def grown_old(store):
+    """The store once it has read figures, which are an hour old by now."""
+    total(store)
+    store.good_at -= 3600
+    return store
+
+
+@pytest.mark.parametrize("program", [MIGRATION_AT_WORK, MIGRATION_HALF_WAY], ids=["locked", "half way"])
+def test_while_a_migration_runs_the_last_figures_are_served_however_old(store, path, events, program):
+    grown_old(store)
+    with Writer(path, program):
+        snapshots = [store.snapshot() for _ in range(3)]
+        assert store.age() > 3600
+    assert [(snapshot.stale.reason, str(snapshot.stale)) for snapshot in snapshots] == [
+        ("migrating", "database %s: migration running: from version 3 to 4" % path)] * 3
+    assert len({id(snapshot.figures) for snapshot in snapshots}) == 1
+    assert events == [("database_stale", "migrating")]
+
+
+def test_a_lock_is_not_waited_for_while_a_migration_has_it(store, path):
+    store.timeout = 30
+    with Writer(path, MIGRATION_AT_WORK):
+        assert trouble(store)[:2] == ("migrating", 503)     # within the deadline, and so is the next
+        assert trouble(store)[:2] == ("migrating", 503)
+
+
+def test_a_migration_that_begins_while_a_lock_is_waited_for_ends_the_wait(store, path):
+    store.timeout = 30
+    begins = time.monotonic() + .2
+    with Writer(path, HOLD_LOCK):
+        store.migration = lambda: Trouble("migrating", "") if time.monotonic() > begins else None
+        assert trouble(store)[:2] == ("migrating", 503)
+
+
+def test_the_end_of_a_migration_is_noticed_and_said_once(store, path, events):
+    grown_old(store)
+    with Writer(path, MIGRATION_AT_WORK):
+        store.snapshot()
+    assert [store.snapshot().stale for _ in range(3)] == [None] * 3
+    assert events == [("database_stale", "migrating"), ("database_recovered", "migrating")]
+
+
+@pytest.mark.parametrize("program, reason", [(MIGRATION_WRITING, "hot_journal"), (MIGRATION_HALF_WAY, "schema_mismatch")],
+                         ids=["writing", "half way"])
+def test_a_killed_migration_is_named_by_what_it_left(store, path, events, program, reason):
+    grown_old(store)
+    with Writer(path, program) as writer:
+        assert store.snapshot().stale.reason == "migrating"
+        writer.kill()
+        assert trouble(store)[0] == reason
+    assert len(events) == 2 and events[1] in (("database_unavailable", "hot_journal"), ("schema_mismatch", "schema_mismatch"))
+
+
+def test_a_lock_that_outlives_a_migration_is_bridged_as_any_other(store, path):
+    with Writer(path, MIGRATION_BEGUN) as migration, Writer(path, HOLD_LOCK):
+        assert trouble(store)[0] == "migrating"
+        migration.kill()
+        assert trouble(store)[0] == "locked"
+
+
+def test_a_version_on_the_way_that_has_all_that_is_needed_is_served(store, path):
+    with Writer(path, MIGRATION_BEGUN):
+        sqlite3.connect(str(path)).execute("PRAGMA user_version = 999")
+        add_rows(sqlite3.connect(str(path)), [dict(ROW, reference="b")])
+        assert total(store) == 2 and store.snapshot().stale is None
+
+
+def test_figures_of_a_former_file_never_bridge_a_migration_of_the_next(store, path):
+    total(store)
+    make_database(path.parent / "b.db").rename(path)
+    with Writer(path, MIGRATION_HALF_WAY):
+        assert trouble(store)[:2] == ("migrating", 503)
+
+
+def test_who_never_wants_old_figures_gets_none_from_before_a_migration(store, path):
+    total(store)
+    store.stale_seconds = 0
+    with Writer(path, MIGRATION_AT_WORK):
+        assert trouble(store)[:2] == ("migrating", 503)
+
+
+def test_while_nothing_is_wrong_nobody_asks_for_a_migration(store, path):
+    store.migration = None
+    with Writer(path, SHORT_WRITE):
+        assert total(store) == 1 and store.current(float("inf")).stale is None
 
 
 def test_a_hot_journal_is_named_with_the_command_that_heals_it(store, path):
@@ -295,6 +395,8 @@ def test_a_query_that_takes_too_long_is_interrupted(store, path):
     store.timeout = .01
     reason, status, detail = trouble(store)
     assert (reason, status) == ("timeout", 503) and "METRICS_QUERY_TIMEOUT" in detail
+    with Writer(path, MIGRATION_BEGUN):
+        assert trouble(store)[0] == "migrating"
     store.timeout = 30
     assert total(store) == 1
 
@@ -326,8 +428,8 @@ def test_a_renamed_column_is_a_mismatch_at_once_and_over_when_it_is_back(store, 
     total(store)
     writer = sqlite3.connect(str(path))
     writer.execute("ALTER TABLE shipments RENAME COLUMN carrier TO courier")
-    assert trouble(store) == ("schema_mismatch", 500, "database %s: column shipments.carrier is missing; it needs the schema of "
-                                                      "this release (schema.sql)" % path)
+    assert trouble(store) == ("schema_mismatch", 500, "database {0}: column shipments.carrier is missing; "
+                                                      "python3 migrate.py {0} status tells more".format(path))
     assert trouble(store)[0] == "schema_mismatch"
     writer.execute("ALTER TABLE shipments RENAME COLUMN courier TO carrier")
     assert total(store) == 1
@@ -356,9 +458,21 @@ def test_other_changes_of_the_schema_neither_repeat_a_warning_nor_hide_its_end(s
 
 def test_a_newer_schema_that_holds_all_that_is_needed_is_served_with_a_warning(store, path):
     total(store)
-    sqlite3.connect(str(path)).execute("PRAGMA user_version = 2")
+    sqlite3.connect(str(path)).execute("PRAGMA user_version = 999")
     assert total(store) == 1
-    assert in_force(store.findings) == ["schema version 2 is newer than the 1 of this release"]
+    assert in_force(store.findings) == ["schema version 999 is newer than the %d of this release" % VERSION]
+
+
+@pytest.mark.parametrize("version, cure", [
+    (VERSION - 1, "schema version %d is older than the %d of this release; to bring it to this release: "
+                  "python3 migrate.py {0} plan, then apply" % (VERSION - 1, VERSION)),
+    (VERSION, "python3 migrate.py {0} status tells more"),
+    (999, "schema version 999 is newer than the %d of this release; install the release that made it, or go back to a backup: "
+          "python3 migrate.py {0} restore" % VERSION),
+])
+def test_a_schema_that_does_not_fit_is_named_with_the_cure_that_its_version_wants(store, path, version, cure):
+    sqlite3.connect(str(path)).executescript("PRAGMA user_version = %d; DROP TABLE rollup_due" % version)
+    assert trouble(store)[2] == ("database {0}: table rollup_due is missing; " + cure).format(path)
 
 
 def test_within_a_second_only_a_change_of_the_data_is_a_new_query(path):
