@@ -1,6 +1,7 @@
--- The shipments database, version 1: one table of shipments, and rollups that triggers keep exact.
+-- The shipments database, version 4: one table of shipments, and rollups that triggers keep exact.
 --
--- The one description of the schema: seed.py builds new databases from it, the service compares live databases with it.
+-- The one description of the schema, and what the steps in migrations/ lead to: seed.py builds new databases from it, the service
+-- compares live databases with it.
 -- Works from SQLite 3.26. The journal is the rollback journal, so that a reader without write permission reads from the first
 -- minute.
 --
@@ -11,7 +12,7 @@
 -- A CHECK passes on NULL as well as on true, hence IS and not = where an unreadable time would make NULL; '+0 days' makes
 -- SQLite work a date out, so that 30 February is not taken as it stands.
 
-PRAGMA user_version = 1;
+PRAGMA user_version = 4;
 
 -- One row is one shipment: what a carrier moves from an origin to a destination against a promise.
 -- Only reference and status are required; what a source does not record stays NULL and is left out of the figures that need it.
@@ -232,3 +233,21 @@ WHEN NEW.updated_at IS OLD.updated_at AND (
 BEGIN
   UPDATE shipments SET updated_at = strftime('%Y-%m-%dT%H:%M:%SZ', 'now') WHERE id = NEW.id;
 END;
+
+-- The steps that this database went through. migrate.py adds a row in the transaction of the step itself; in a database made from
+-- this file all are there from the start.
+CREATE TABLE migrations (
+  number     INTEGER PRIMARY KEY,           -- of the file migrations/NNNN_name.sql
+  name       TEXT NOT NULL,
+  hash       TEXT NOT NULL,                 -- SHA-256 of the file
+  applied_at TEXT NOT NULL,                 -- an instant
+  tool       TEXT NOT NULL,                 -- what applied it, in which version
+  seconds    REAL NOT NULL                  -- that it took
+);
+INSERT INTO migrations (number, name, hash, applied_at, tool, seconds)
+SELECT column1, column2, column3, strftime('%Y-%m-%dT%H:%M:%SZ', 'now'), 'schema.sql', 0 FROM (VALUES
+  (1, 'create_shipments', '85e644a5de98c40cedcd083b3555d685eca9840b20b62a5b6332ed5327ea6d7e'),
+  (2, 'add_change_times', '8f5137b652420f42223ea32f1c1772758f8936c0883179b4b32abfaad7d0d27c'),
+  (3, 'constrain_shipments', '4f33f45edd12eb3d6d7e81c269fa0a5091609bd9296cac3dbf9f8a49847f1568'),
+  (4, 'add_rollups', '66cc6b43ffddb449ab2addd1dfc8f37311c8a42d7cefb0a19d11959564db4364')
+);
