@@ -44,9 +44,10 @@ def turn_second():
 
 
 def copy_product(folder):
-    """The files of FILES in the folder; the folder."""
+    """The files of FILES and the steps in the folder; the folder."""
     for name in FILES:
         shutil.copy(str(ROOT / name), str(folder))
+    shutil.copytree(str(ROOT / "migrations"), str(folder / "migrations"))
     return folder
 
 

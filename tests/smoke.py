@@ -33,6 +33,7 @@ class Smoke(unittest.TestCase):
         self.addCleanup(shutil.rmtree, str(self.folder), True)
         for path in FILES:
             shutil.copy(str(path), str(self.folder))
+        shutil.copytree(str(ROOT / "migrations"), str(self.folder / "migrations"))
         self.database = self.folder / "shipments.db"
         (self.folder / "metrics.env").write_text("METRICS_DB_PATH=shipments.db\nMETRICS_PORT=%d\n" % free_port())
 
