@@ -27,7 +27,8 @@ JOURNAL_MAGIC = bytes.fromhex("d9d505f920a163d7")  # a journal without it is voi
 CURES = (                               # by a part of SQLite's message
     ("locked", "another process holds its lock; try again when that one is done"),
     ("readonly", "its file or folder may not be written; run as their owner, or grant it"),
-    ("unable to open", "its file or folder may not be read or written; run as their owner, or grant it"),
+    ("unable to open", "its file or folder may not be read or written (run as their owner, or grant it), or the disk has no room "
+                       "for one more file (see df -i)"),
     ("full", "make room and try again"),
     ("disk I/O", "the disk failed, or a file size limit or quota is reached: see ulimit -f, df and the kernel's log"),
     ("not a database", "it is no SQLite file, or damaged; name another, or restore a backup"),

@@ -1,0 +1,242 @@
+"""Whatever ends a command that writes a database, and at whatever call: the database is wholly of one state, and nothing is lost.
+
+A case runs unharmed first; then it is killed, or finds the disk full, at moments spread over all the calls that change its folder.
+"""
+
+import collections
+import compileall
+import concurrent.futures
+import contextlib
+import hashlib
+import os
+import pathlib
+import re
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+
+import pytest
+
+import crash
+import rollups
+import steps
+from conftest import LONG, copy_product
+
+NAME = "shipments.db"
+NOW = "2025-03-01T12:00:00Z"
+MOST = 500                              # moments of one case in the long form
+WRITES = ("write", "pwrite64", "pwritev", "ftruncate", "fallocate", "sendfile", "copy_file_range")
+SYNCS = ("fsync", "fdatasync")
+ROOM = WRITES + SYNCS + ("openat", "link", "linkat", "rename", "renameat", "renameat2", "mkdir")  # may find the disk full
+BACKUP = re.compile(re.escape(NAME) + r"\.v\d+\.\d{8}T\d{6}Z(\.\d+)?\.backup")
+
+# The columns of version 1, which every later one has: their values are what no command here may change.
+ROWS = """
+SELECT id, reference, carrier, mode, service, origin, destination, status, created_at, shipped_at, promised_at, delivered_at,
+       weight_kg, cost, currency
+FROM shipments ORDER BY id
+"""
+SCHEMA = "SELECT type, name, sql FROM sqlite_master ORDER BY type, name"
+
+State = collections.namedtuple("State", "version schema records rows checksum")
+
+
+def state(path, mode="rw"):
+    """What a database holds, None where there is none. Fails where it is damaged; rolls back what a killed writer left."""
+    if not path.exists():
+        return None
+    with contextlib.closing(sqlite3.connect(path.as_uri() + "?mode=" + mode, uri=True)) as db:
+        assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        assert db.execute("PRAGMA foreign_key_check").fetchall() == []
+        assert not rollups.present(db) or list(rollups.differences(db)) == []
+        rows = db.execute(ROWS).fetchall()
+        records = tuple((record.number, record.name, record.hash) for record in steps.recorded(db))
+        return State(db.execute("PRAGMA user_version").fetchone()[0], tuple(db.execute(SCHEMA)), records,
+                     len(rows), hashlib.sha256(repr(rows).encode()).hexdigest())
+
+
+def listing(folder):
+    """The names in a folder but for backups, which may pile up."""
+    return sorted(path.name for path in folder.iterdir() if not BACKUP.fullmatch(path.name))
+
+
+def copied(folder, place):
+    return pathlib.Path(shutil.copytree(str(folder), str(place)))
+
+
+class Case:
+    """A command, and a folder with the files that it starts from."""
+
+    def __init__(self, folder, start, command):
+        self.folder, self.start, self.command = folder, start, command
+        self.ways = {}                  # from each state that a harmed run may leave: (exit code, state) of the next run
+
+    def place(self, name):
+        """A new folder like the one to start from."""
+        return copied(self.start, self.folder / name)
+
+    def rehearse(self, *ahead):
+        """Runs unharmed, and once more; the calls of the first run. ahead: commands that lead to states in between."""
+        self.calls = self.note_way("first", self.start).calls
+        self.note_way("second", self.folder / "first")
+        for number, between in enumerate(ahead):
+            place = self.place("ahead%d" % number)
+            subprocess.run(between, cwd=str(place), check=True, stdout=subprocess.DEVNULL)
+            self.note_way("on%d" % number, place)
+        return self
+
+    def note_way(self, name, start):
+        place = copied(start, self.folder / name)
+        before = state(place / NAME)
+        run = crash.run(self.command, place)
+        self.ways[before] = run.code, state(place / NAME)
+        self.files = listing(place)
+        return run
+
+    def survey(self, place):
+        """What a harmed run left: the state, looked at in a copy, so that the next run finds what that run left."""
+        copy = copied(place, str(place) + ".copy")
+        found = state(copy / NAME)
+        for path in copy.iterdir():
+            if BACKUP.fullmatch(path.name):
+                assert state(path, "ro") in self.ways, path.name
+        shutil.rmtree(str(copy))
+        assert found in self.ways, "a state between: %r" % (found,)
+        return found
+
+    def finish(self, place, found):
+        """The next run does what is left to do, and tidies up."""
+        code, wanted = self.ways[found]
+        done = subprocess.run(self.command, cwd=str(place), stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
+        assert done.returncode == code, done.stderr
+        assert state(place / NAME) == wanted and listing(place) == self.files
+        shutil.rmtree(str(place))
+
+
+def kill(case, number, call):
+    """Whether the command, killed at this call, had done its work already."""
+    place = case.place("killed%d" % number)
+    run = crash.run(case.command, place, crash.killed(call))
+    assert (run.code, run.calls[-1:]) == (-signal.SIGKILL, [call])
+    found = case.survey(place)
+    case.finish(place, found)
+    return found != state(case.start / NAME)
+
+
+def fill(case, number, call, later):
+    """Whether the command, which finds the disk full at this call, could do its work all the same."""
+    place = case.place("full%s%d" % (later, number))
+    run = crash.run(case.command, place, crash.full(call, later))
+    assert call in run.calls
+    found = case.survey(place)
+    if run.code == 0:
+        assert found == case.ways[state(case.start / NAME)][1]
+    else:
+        assert run.code == 1 and re.search("disk|No space left on device", run.err) and run.err.count("\n") == 1, run
+        # Once a name is given, only the folder's own bytes can still fail to reach the disk.
+        assert found == state(case.start / NAME) or call.text.startswith("N<.>"), call
+    case.finish(place, found)
+    return run.code == 0
+
+
+def everywhere(harm, case, calls, capsys, *more):
+    """Does harm at each of these calls, and says what came of it."""
+    def attempt(number):
+        try:
+            return harm(case, number, calls[number], *more), None
+        except Exception as error:      # told below, with all others
+            return None, "%s: %s" % (calls[number], error)
+
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        outcomes = list(pool.map(attempt, range(len(calls))))
+    failures = [failure for _, failure in outcomes if failure]
+    with capsys.disabled():
+        print("\n  %s: %d at %d calls of %d, %d survived; %d with the work done " % (
+            " ".join(case.command[3:])[-60:], len(calls), len(calls), len(case.calls), len(calls) - len(failures),
+            sum(bool(done) for done, _ in outcomes)), end="")
+    assert failures == []
+    return {done for done, _ in outcomes}
+
+
+def check_publications(calls):
+    """Fails unless what gets its name is on disk before, and the name itself afterwards; true of a loss of power, too."""
+    for place, call in enumerate(calls):
+        if call.name.startswith(("link", "rename")):
+            draft = "<%s>" % re.search('"(.*?)"', call.text).group(1)
+            about = [other.name for other in calls[:place] if draft in other.text and other.name in WRITES + SYNCS]
+            assert about[-1] in SYNCS, "%s before its bytes are on disk" % (call,)
+            assert any(other.name in SYNCS and other.text.startswith("N<.>") for other in calls[place:]), call
+
+
+@pytest.fixture(scope="module")
+def command(tmp_path_factory):
+    """Makes command lines: command("seed.py", NAME). Of a compiled copy: then Python makes the same calls in every run."""
+    product = copy_product(tmp_path_factory.mktemp("product"))
+    compileall.compile_dir(str(product), quiet=2)
+    return lambda tool, *arguments: [sys.executable, "-S", str(product / tool)] + [str(argument) for argument in arguments]
+
+
+@pytest.fixture(scope="module")
+def year(command, tmp_path_factory):
+    """A folder with a database of 300 shipments and a CSV file of 400, 20 of which change those."""
+    folder = tmp_path_factory.mktemp("year")
+    subprocess.run(command("seed.py", NAME, "--rows", 300, "--now", NOW), cwd=str(folder), check=True, stdout=subprocess.DEVNULL)
+    changed = ["SHP-%08d" % number for number in range(1, 21)]
+    for name, references in (("large", changed + ["N%d" % number for number in range(380)]), ("small", changed)):
+        (folder / (name + ".csv")).write_text("id\n" + "\n".join(references) + "\n")
+    (folder / "map.sql").write_text("SELECT line, id AS reference, 'exception' AS status, 'storm' AS exception_reason FROM csv")
+    return folder
+
+
+LOADS = {
+    "a_new_database": ("--rows", 300, "--now", NOW),
+    "a_large_append": ("--append", "--rows", 200, "--now", NOW),
+    "a_small_append": ("--append", "--rows", 10, "--now", NOW),
+    "a_large_import": ("--csv", "large.csv", "--mapping", "map.sql"),
+    "a_small_import": ("--csv", "small.csv", "--mapping", "map.sql"),
+}
+
+
+@pytest.fixture(scope="module", params=sorted(LOADS))
+def load(request, command, year, tmp_path_factory):
+    """Each kind of load, rehearsed."""
+    start = year
+    if request.param == "a_new_database":
+        start = tmp_path_factory.mktemp("empty")
+    return Case(tmp_path_factory.mktemp("load"), start, command("seed.py", NAME, *LOADS[request.param])).rehearse()
+
+
+def test_a_load_that_is_killed_leaves_the_old_rows_or_the_new_and_the_next_run_finishes(load, capsys):
+    assert everywhere(kill, load, crash.spread(load.calls, MOST if LONG else 20), capsys) == {False, True}
+
+
+@pytest.mark.parametrize("later", ["", "+"])
+def test_a_load_on_a_full_disk_says_so_and_changes_nothing(load, later, capsys):
+    calls = [call for call in load.calls[:-1] if call.name == "pwrite64" or not later and call.name in ROOM]
+    assert False in everywhere(fill, load, crash.spread(calls, MOST if LONG else 5), capsys, later)
+
+
+def test_a_new_database_is_on_disk_before_it_has_its_name(load):
+    check_publications(load.calls)
+
+
+@pytest.fixture
+def disk(tmp_path, request):
+    """A folder with room for the database of the year, and for little more."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", request.param, "tmpfs", str(folder)], check=True)
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("disk", ["size=400k", "nr_inodes=2"], indirect=True)
+def test_a_load_into_a_file_system_that_is_really_full_says_so_and_changes_nothing(command, year, disk):
+    shutil.copy(str(year / NAME), str(disk))
+    before = state(disk / NAME)
+    done = subprocess.run(command("seed.py", NAME, "--append", "--rows", 5000), cwd=str(disk), stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, universal_newlines=True)
+    assert done.returncode == 1 and "disk" in done.stderr and done.stderr.count("\n") == 1
+    assert listing(disk) == [NAME] and state(disk / NAME) == before
