@@ -526,6 +526,33 @@ def test_a_warning_of_readyz_is_passed_on(fake, check):
     assert (code, checks["database"]) == (0, ("warning", "schema_mismatch", "index shipments_due is missing"))
 
 
+RUNNING = "migration running: from version 3 to 4"
+MIGRATING = {"reason": "migrating", "output": RUNNING}
+OLD = {"reason": "migrating", "output": "database /a.db: " + RUNNING, "observedValue": 3}
+
+
+def test_figures_that_bridge_a_migration_are_a_warning_with_its_note_told_once(fake, check):
+    stale = {"reason": "migrating", "age_seconds": 4000.5, "detail": "database /a.db: " + RUNNING}
+    entries = {"database__shipments": dict(OLD, status="warn"), "database__schema": dict(MIGRATING, status="warn")}
+    code, checks = check(fake(healthy(
+        metrics=answer(metrics(stale=stale, generated_at=moment(-4000))), readyz=readyz("warn", **entries))).url)
+    assert (code, checks["metrics"]) == (0, ("warning", "stale", "figures are 4000.5 s old: migrating"))
+    assert checks["database"] == ("warning", "migrating", "database /a.db: " + RUNNING)
+
+
+def test_a_migration_that_hinders_nobody_is_a_warning_too(fake, check):
+    code, checks = check(fake(healthy(readyz=readyz("warn", database__schema=dict(MIGRATING, status="warn")))).url)
+    assert (code, checks["metrics"][0], checks["database"]) == (0, "ok", ("warning", "migrating", RUNNING))
+
+
+def test_a_migration_without_figures_is_a_failure(fake, check):
+    entries = {"database__shipments": dict(OLD, status="fail"), "database__schema": dict(MIGRATING, status="warn")}
+    code, checks = check(fake(healthy(
+        metrics=problem("migrating", "database /a.db: " + RUNNING), readyz=readyz("fail", **entries))).url)
+    assert code == 1
+    assert checks["metrics"] == checks["database"] == ("failing", "migrating", "database /a.db: " + RUNNING)
+
+
 def test_what_readyz_says_of_the_log_is_left_to_the_check_of_the_log(fake, check):
     body = readyz("warn", log__target={"status": "warn", "reason": "denied", "output": "logs to stdout"})
     assert verdict(check, fake(healthy(readyz=body)), "database") == ("ok", None)

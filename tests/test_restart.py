@@ -17,8 +17,9 @@ from pathlib import Path
 import pytest
 
 import credentials
+import migration_lock
 import supervision
-from conftest import DEADLINE, copy_product, make_certificate, make_database, wait_for
+from conftest import DEADLINE, ROOT, copy_product, make_certificate, make_database, wait_for
 
 Result = namedtuple("Result", "code out err")
 
@@ -426,6 +427,39 @@ def test_a_service_that_still_answers_is_not_given_up_for_one_that_could_not_rea
     words = "while pid %d still answers, so nothing was stopped or started\n" % pid
     assert [result.err.endswith(words) for result in results] == [True, True]
     writer.close()
+
+
+@pytest.mark.parametrize("locked", [False, True])
+def test_a_service_that_answers_during_a_migration_is_left_to_it(house, locked):
+    pid = house.start()
+    with migration_lock.hold(str(house.database)) as say:
+        say("to version 4")
+        writer = sqlite3.connect(str(house.database), isolation_level=None)
+        writer.execute("BEGIN EXCLUSIVE" if locked else "SELECT 1")
+        results = [house.run(verb) for verb in ("restart", "reload")]
+        writer.close()
+    assert ([result.code for result in results], house.services()) == ([1, 1], [pid])
+    words = "nothing was stopped or started\n"
+    assert [result.err.endswith(words) and "migration running: to version 4; " in result.err for result in results] == [True, True]
+
+
+@pytest.mark.parametrize("version", [1, 3])
+def test_a_schema_that_is_behind_is_never_migrated_and_nothing_is_stopped_or_started_for_it(house, version):
+    pid, old = house.start(), house.folder / "old.db"
+    made = run([sys.executable, ROOT / "migrate.py", old, "apply", "--to", version])
+    assert made.code == 0, made.err
+    house.configure(DB_PATH="old.db")
+    files, content = house.files(), old.read_bytes()
+    results = [house.run(verb) for verb in ("restart", "reload")]
+    assert house.services() == [pid]
+    house.run("stop")
+    results.append(house.run("start"))
+    for result in results:
+        assert result.code == 1 and ("error: database %s: schema version %d is older than the 4 of this release; to bring it to "
+                                     "this release: python3 migrate.py %s plan, then apply\n" % (old, version, old)) in result.err
+        assert result.err.endswith("--check refuses the settings, so nothing was stopped or started\n")
+    assert (house.services(), old.read_bytes()) == ([], content)
+    assert set(house.files()) <= set(files) | {"metrics_service.pid.lock"}
 
 
 def test_a_service_that_is_not_ready_fails_the_restart_with_its_reason_and_runs_on(house):
