@@ -85,20 +85,21 @@ def heed_stops(*_):
         raise InterruptedError
 
 
-def copy(db, database, draft):
-    """Copies the database, on which db holds a write lock and has written nothing, into an empty file."""
-    if hasattr(db, "backup"):           # Python 3.7
-        with contextlib.closing(sqlite3.connect(draft, isolation_level=None)) as target:
+def copy(database, draft):
+    """Copies a database, on which this process holds a lock, into an empty file."""
+    # By a connection of its own: sqlite3_backup_step() calls one that is in a write transaction busy, for ever.
+    with contextlib.closing(read_only(database)) as db, contextlib.closing(sqlite3.connect(draft, isolation_level=None)) as target:
+        if hasattr(db, "backup"):       # Python 3.7
             target.execute("PRAGMA synchronous = OFF")
             db.backup(target, pages=PAGES, progress=heed_stops)
             target.execute("PRAGMA journal_mode = DELETE")
-    elif db.execute("PRAGMA journal_mode").fetchone()[0] == "wal":
-        raise dbfile.Refused("%s is in WAL mode, which needs Python 3.7 for a backup; run PRAGMA journal_mode = DELETE first"
-                             % database)
-    else:
-        # With the lock held the file stands still. By a process of its own: if this one opened and closed the file, that would
-        # drop the lock (sqlite.org/howtocorrupt.html, 2.2).
-        subprocess.run(["cp", "--", database, draft], check=True)
+        elif db.execute("PRAGMA journal_mode").fetchone()[0] == "wal":
+            raise dbfile.Refused("%s is in WAL mode, which needs Python 3.7 for a backup; run PRAGMA journal_mode = DELETE first"
+                                 % database)
+        else:
+            # With the lock held the file stands still. By a process of its own: if this one opened and closed the file, that
+            # would drop the lock (sqlite.org/howtocorrupt.html, 2.2).
+            subprocess.run(["cp", "--", database, draft], check=True)
 
 
 def linked(path, name, ending):
@@ -120,7 +121,7 @@ def make(db, database, folder, version, now):
     """A Backup of the database, on which db holds a write lock and has written nothing. Raises Refused, OSError, sqlite3.Error."""
     draft = draft_of(database, folder, database)
     try:
-        copy(db, database, draft)
+        copy(database, draft)
         found = fault(draft, counts(db))
         if found:
             raise dbfile.Refused("a backup of %s is not sound: %s; python3 migrate.py %s verify looks at the database itself"

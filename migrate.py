@@ -472,7 +472,7 @@ def copied(args, known, source, tell):
         if rows.get("shipments") is None:
             raise Refused("%s is no shipments database" % source)
         draft = backups.draft_of(args.db, os.path.dirname(args.db), source)
-        backups.copy(db, source, draft)
+        backups.copy(source, draft)
     found = backups.fault(draft, rows)
     state = examined(draft, known, args.wait)
     if found or state.faults:
