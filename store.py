@@ -229,6 +229,7 @@ class Store:
         self.inode = self.size = None
         self.deadline = self.until = None           # monotonic times: a query is interrupted, the attempt is to be over
         self.versions, self.findings = None, []     # schema_version and user_version that the findings are about
+        self.version = None                         # the user_version of the last comparison; other than versions never reset
         self.last = self.good_at = None             # the last Figures, and when they were last known to be true (monotonic)
         self.data_version = self.written = None     # of the last Figures: PRAGMA data_version; time and size of the file
         self.at_rest = None                         # (Figures, mark of the file) where that had been at rest when they were read
@@ -251,7 +252,7 @@ class Store:
 
     def cure(self):
         """What helps against a schema that does not fit, in words."""
-        live, wanted, command = self.versions[1], self.wanted.version, "python3 migrate.py %s " % self.path
+        live, wanted, command = self.version, self.wanted.version, "python3 migrate.py %s " % self.path
         if 0 < live < wanted:
             return "to bring it to this release: %splan, then apply" % command
         if live > wanted:
@@ -357,7 +358,8 @@ class Store:
 
     def compare(self):
         before = in_force(self.findings)
-        self.findings = schema_check.compare(schema_check.read_schema(self.connection), self.wanted)
+        live = schema_check.read_schema(self.connection)
+        self.version, self.findings = live.version, schema_check.compare(live, self.wanted)
         after = in_force(self.findings)
         for finding in after:
             if finding not in before:

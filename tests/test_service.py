@@ -147,6 +147,15 @@ def test_a_missing_trigger_is_ready_with_a_warning(service, database):
     assert document["checks"]["database:schema"][0]["output"] == "trigger shipments_update is missing"
 
 
+def test_a_schema_of_another_version_that_can_be_served_is_a_warning_with_the_cure(service, database):
+    sqlite3.connect(str(database)).execute("PRAGMA user_version = 3")
+    status, document = service.get("/readyz")
+    assert (status, document["status"]) == (200, "warn")
+    assert document["checks"]["database:schema"][0]["output"] == (
+        "schema version 3 is older than the 4 of this release; to bring it to this release: python3 migrate.py %s plan, then apply"
+        % database)
+
+
 @pytest.mark.parametrize("hours, status", [("1", 200), ("672", 200), ("0", 400), ("673", 400), ("-1", 400), ("", 400), ("x", 400),
                                            ("\u0663", 400)])
 def test_history_is_given_for_1_to_672_hours(service, hours, status):
