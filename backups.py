@@ -38,9 +38,11 @@ def integrity(db):
     return None if found == ["ok"] else "; ".join(found)
 
 
-def read_only(path, wait=0):
-    """A connection that cannot write, waiting so many seconds for a lock."""
-    return sqlite3.connect(pathlib.Path(path).as_uri() + "?mode=ro", uri=True, timeout=wait, isolation_level=None)
+def read_only(path):
+    """A connection that cannot write, and waits for no lock."""
+    db = sqlite3.connect(pathlib.Path(path).as_uri() + "?mode=ro", uri=True, timeout=0, isolation_level=None)
+    db.set_progress_handler(lambda: bool(dbfile.caught), dbfile.INTERRUPT_STEPS)
+    return db
 
 
 def fault(path, rows):

@@ -1,10 +1,9 @@
 """What pending steps would do and cost, from the tables as they are: rows, disk, seconds. Nothing is changed.
 
-    forecast(database, known, todo, backup_dir) -> Forecast
+    forecast(db, database, known, todo, backup_dir) -> Forecast
 """
 
 import collections
-import contextlib
 import os
 import shutil
 import sqlite3
@@ -13,7 +12,6 @@ import backups
 import steps
 
 SHOWN = 10                  # rows told one by one
-BUSY_SECONDS = 10           # how long a lock is waited for
 SPARE = 16 * 1024 * 1024    # bytes of disk beyond what the estimate says
 
 # Seconds that a row took on a machine of 2026 with a solid-state disk: to read it in a step, to write it with its indexes, and
@@ -83,13 +81,11 @@ def disks(database, folder, backup, needed):
     return [Disk(place, amount, shutil.disk_usage(place).free) for place, amount in amounts.values()]
 
 
-def forecast(database, known, todo, folder):
-    """The Forecast of steps on a database, which may not exist yet. Raises sqlite3.Error, OSError or StepError."""
-    exists = os.path.exists(database)
-    opened = backups.read_only(database, BUSY_SECONDS) if exists else sqlite3.connect(":memory:")
-    with contextlib.closing(opened) as db, steps.built(known[:todo[0].number - 1] if todo else ()) as model:
-        pages, page = (db.execute(sql).fetchone()[0] for sql in FILE_BYTES)
-        size, rows = pages * page, backups.counts(db)
+def forecast(db, database, known, todo, folder):
+    """The Forecast of steps on a database that db reads. Raises sqlite3.Error, OSError or StepError."""
+    pages, page = (db.execute(sql).fetchone()[0] for sql in FILE_BYTES)
+    size, rows = pages * page, backups.counts(db)
+    with steps.built(known[:todo[0].number - 1] if todo else ()) as model:
         found = [work(model, db, step, rows, size) for step in todo]
     backup = size if todo else 0
     needed = max([item.bytes for item in found] or [0])

@@ -72,6 +72,69 @@ def some(texts, count=None):
     return "; ".join(texts[:SHOWN] + (["and %d more" % (count - SHOWN)] if count > SHOWN else []))
 
 
+# Locks of others, waited for
+
+def patiently(action, path, wait):
+    """What action() gives, which is tried so many seconds while another process has the database locked. Raises Unknown, and
+    InterruptedError at a stop signal, which SQLite's own waiting would not heed."""
+    end = time.monotonic() + wait
+    while True:
+        try:
+            return action()
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error):
+                raise
+        if dbfile.caught:
+            raise InterruptedError
+        if time.monotonic() > end:
+            raise Unknown("%s is locked, %s; waited %g s: end that process, or try again with a longer --wait" % (
+                path, supervision.lock_holders(path), wait))
+        time.sleep(BUSY_POLL)
+
+
+@contextlib.contextmanager
+def reading(path, wait):
+    """A read transaction on an existing file; gives the connection."""
+    with contextlib.closing(backups.read_only(path)) as db:
+        db.execute("BEGIN")
+        patiently(lambda: db.execute(schema_check.VERSION).fetchone(), path, wait)
+        yield db
+
+
+@contextlib.contextmanager
+def transaction(db, path, wait):
+    """A transaction that keeps other writers out from its begin on."""
+    patiently(lambda: db.execute("BEGIN IMMEDIATE"), path, wait)
+    try:
+        yield
+        patiently(lambda: db.execute("COMMIT"), path, wait)
+    except BaseException:
+        if db.in_transaction:           # after a full disk or an I/O error SQLite may have rolled back already
+            db.execute("ROLLBACK")
+        raise
+
+
+@contextlib.contextmanager
+def writing(path, wait, settings=()):
+    """A transaction on an existing file, behind these PRAGMAs; gives the connection."""
+    with contextlib.ExitStack() as stack:
+        db = patiently(lambda: stack.enter_context(dbfile.opened(path, 0)), path, wait)
+        for setting in ("PRAGMA cache_size = -%d" % CACHE_KIB,) + tuple(settings):
+            patiently(lambda: db.execute(setting), path, wait)
+        stack.enter_context(transaction(db, path, wait))
+        yield db
+
+
+@contextlib.contextmanager
+def alone(path):
+    """Holds the migration lock; gives the function that sets its note. Raises Refused."""
+    try:
+        with migration_lock.hold(path) as say:
+            yield say
+    except migration_lock.Busy as busy:
+        raise Refused("another migration of %s is running, %s; wait until it is done" % (path, busy))
+
+
 # What a database is
 
 def objects(schema):
@@ -97,10 +160,9 @@ def strangeness(live, version):
 
 
 def examine(db, known):
-    """The State of an open database, in one read transaction. Raises sqlite3.Error."""
-    with dbfile.transaction(db, "BEGIN"):
-        version, live = db.execute(schema_check.VERSION).fetchone()[0], schema_check.read_schema(db)
-        faults = list(strangeness(live, version)) or list(steps.disputes(steps.recorded(db), version, known))
+    """The State of a database in an open transaction. Raises sqlite3.Error."""
+    version, live = db.execute(schema_check.VERSION).fetchone()[0], schema_check.read_schema(db)
+    faults = list(strangeness(live, version)) or list(steps.disputes(steps.recorded(db), version, known))
     drift, notes = sort_findings(live, steps.schema_of(known[:version])) if 0 < version <= len(known) else ([], [])
     return State(version, faults, drift, notes)
 
@@ -112,7 +174,7 @@ def examined(path, known, wait):
     hint = ("; a writer died in the middle of a transaction: python3 seed.py %s --verify, or apply, rolls that back" % path
             if dbfile.hot_journal(path) else "")
     try:
-        with contextlib.closing(backups.read_only(path, wait)) as db:
+        with reading(path, wait) as db:
             return examine(db, known)
     except sqlite3.Error as error:
         raise Unknown(dbfile.explained(error, path) + hint)
@@ -139,60 +201,6 @@ def pending(path, known, version, to):
     return known[version:last]
 
 
-# Transactions that wait for others, and say for whom
-
-def patiently(db, sql, path, wait):
-    """Runs BEGIN or COMMIT, waiting for the lock of another process so many seconds. Raises Refused."""
-    end = time.monotonic() + wait
-    while True:
-        try:
-            return db.execute(sql)
-        except sqlite3.OperationalError as error:
-            if "locked" not in str(error):
-                raise
-            if dbfile.caught:
-                raise InterruptedError
-            if time.monotonic() > end:
-                raise Refused("%s is locked, %s; waited %g s: end that process, or try again with a longer --wait" % (
-                    path, supervision.lock_holders(path), wait))
-        time.sleep(BUSY_POLL)
-
-
-@contextlib.contextmanager
-def transaction(db, path, wait):
-    """A transaction that keeps other writers out from its begin on."""
-    patiently(db, "BEGIN IMMEDIATE", path, wait)
-    try:
-        yield
-        patiently(db, "COMMIT", path, wait)
-    except BaseException:
-        if db.in_transaction:           # after a full disk or an I/O error SQLite may have rolled back already
-            db.execute("ROLLBACK")
-        raise
-
-
-@contextlib.contextmanager
-def writing(path, wait, settings=()):
-    """A transaction on an existing file, behind these PRAGMAs; gives the connection."""
-    with dbfile.opened(path, wait) as db:
-        db.execute("PRAGMA cache_size = -%d" % CACHE_KIB)
-        for setting in settings:
-            db.execute(setting)
-        db.execute("PRAGMA busy_timeout = 0")   # patiently() waits, and heeds the stop signals meanwhile
-        with transaction(db, path, wait):
-            yield db
-
-
-@contextlib.contextmanager
-def alone(path):
-    """Holds the migration lock; gives the function that sets its note. Raises Refused."""
-    try:
-        with migration_lock.hold(path) as say:
-            yield say
-    except migration_lock.Busy as busy:
-        raise Refused("another migration of %s is running, %s; wait until it is done" % (path, busy))
-
-
 # A step, and its proof
 
 def violations(db):
@@ -209,7 +217,7 @@ def miscounts(before, after, declared):
             yield "table %s had %d rows and has %d: %+d, declared %+d" % (table, count, after.get(table, 0), change, allowed)
 
 
-def faults(db, before, declared, wanted):
+def unproven(db, before, declared, wanted):
     """Yields what is not as it should be in the open transaction, cheap looks first."""
     yield from violations(db)
     yield from miscounts(before, backups.counts(db), declared)
@@ -223,7 +231,7 @@ def faults(db, before, declared, wanted):
 
 def prove(db, what, before, declared, wanted):
     """Raises Refused where something is not as it should be; the caller rolls back."""
-    found = list(faults(db, before, declared, wanted))
+    found = list(unproven(db, before, declared, wanted))
     if found:
         raise Refused("%s was rolled back: %s" % (what, some(found)))
 
@@ -299,6 +307,12 @@ def status(args, known, tell):
         "faults": state.faults, "drift": state.drift, "notes": state.notes, "running": note}
 
 
+def foreseen(args, known, todo):
+    """The Forecast of the pending steps."""
+    with reading(args.db, args.wait) if os.path.exists(args.db) else steps.built(()) as db:
+        return forecast.forecast(db, args.db, known, todo, args.backup_dir)
+
+
 def tell_work(item, tell):
     """Prints what a step would do."""
     step = item.step
@@ -326,7 +340,7 @@ def plan(args, known, tell):
     state = examined(args.db, known, args.wait)
     require_ours(args.db, state)
     todo = pending(args.db, known, state.version, args.to)
-    ahead = forecast.forecast(args.db, known, todo, args.backup_dir)
+    ahead = foreseen(args, known, todo)
     to = state.version + len(todo)
     tell("%s: version %d, %s" % (args.db, state.version, "to %d in %d steps" % (to, len(todo)) if todo else "up to date"))
     for item in ahead.works:
@@ -388,7 +402,7 @@ def apply(args, known, tell):
             tell("%s: version %d, up to date" % (args.db, state.version))
             return 0, document
         say("to version %d" % todo[-1].number)
-        require_ready(forecast.forecast(args.db, known, todo, args.backup_dir))
+        require_ready(foreseen(args, known, todo))
         exists = os.path.exists(args.db)
         done = upgrade(args, known, todo, state.version, tell, say) if exists else create(args, known, todo, tell)
         for step, seconds in done:
@@ -402,7 +416,7 @@ def verify(args, known, tell):
     state = examined(args.db, known, args.wait)
     if not os.path.exists(args.db):
         raise Unknown("%s does not exist" % args.db)
-    with contextlib.closing(backups.read_only(args.db, args.wait)) as db, dbfile.transaction(db, "BEGIN"):
+    with reading(args.db, args.wait) as db:
         found = state.faults + state.drift + violations(db) + list(filter(None, [backups.integrity(db)]))
         if rollups.present(db):
             found += rollups.differences(db)
@@ -467,8 +481,8 @@ def chosen(args, version):
 
 def copied(args, known, source, tell):
     """A sound copy of a backup beside the database, under the name of a draft. Raises Refused, OSError or sqlite3.Error."""
-    with contextlib.closing(backups.read_only(source, args.wait)) as db, dbfile.transaction(db, "BEGIN"):
-        rows = backups.counts(db)       # the first read, which holds the file still
+    with reading(source, args.wait) as db:  # which holds the file still
+        rows = backups.counts(db)
         if rows.get("shipments") is None:
             raise Refused("%s is no shipments database" % source)
         draft = backups.draft_of(args.db, os.path.dirname(args.db), source)
