@@ -23,13 +23,12 @@ import eventlog
 import health_check
 import store
 import webserver
-from conftest import ROOT, Service, wait_for
+from conftest import ROOT, Service, copy_product, wait_for
 
 PAGES = ROOT / "docs" / "incidents"
 RUNBOOK = ROOT / "docs" / "runbook.md"
 NOBODY = 65534
 ROWS = 500
-PRODUCT = ("*.py", "*.sh", "*.sql")
 MASKS = (                               # what differs between two runs, and what stands for it
     (r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z", "TIME"),
     (r"(?<![\w./:])/(?:[\w.-]+/)+", "/"),
@@ -54,8 +53,7 @@ class Installation:
         self.folder, self.database, self.env_file = folder, folder / "shipments.db", folder / "metrics.env"
         self.url = "http://127.0.0.1:8321"
         folder.chmod(0o755)
-        for source in (path for pattern in PRODUCT for path in ROOT.glob(pattern)):
-            shutil.copy(str(source), str(folder))
+        copy_product(folder)
         self.shell("%s seed.py shipments.db --rows %d --random-seed 1" % (sys.executable, ROWS))
         self.settings = "METRICS_DB_PATH=shipments.db\nMETRICS_PORT=0\nMETRICS_PID_FILE=service.pid\n"
         self.env_file.write_text(self.settings)
