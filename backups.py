@@ -18,6 +18,7 @@ import dbfile
 from schema_check import quoted
 
 NAME = r"{}\.v(\d+)\.(\d{{8}}T\d{{6}}Z)(?:\.(\d+))?\.backup"
+KEPT = r"{}\.(v\d+|damaged)\.\d{{8}}T\d{{6}}Z[.\w]*"
 PAGES = 4096        # copied between two looks at the stop signals
 FAULTS_SHOWN = 3    # lines of integrity_check
 
@@ -57,9 +58,9 @@ def fault(path, rows):
 
 
 def listed(database, folder):
-    """The Backups of a database in a folder, newest first."""
+    """The Backups of a database in a folder, which need not exist, newest first."""
     pattern, found = re.compile(NAME.format(re.escape(os.path.basename(database)))), []
-    for entry in os.listdir(folder):
+    for entry in os.listdir(folder) if os.path.isdir(folder) else ():
         match = pattern.fullmatch(entry)
         if match:
             version, made_at, repeated = match.groups()
@@ -150,6 +151,15 @@ def take_place(draft, database, kind, now):
     os.rename(draft, database)
     dbfile.sync(os.path.dirname(database))
     return kept
+
+
+def disown(database):
+    """Removes second names of the database itself, which a killed take_place() left: what is written to it would change a backup."""
+    folder, pattern = os.path.dirname(database), re.compile(KEPT.format(re.escape(os.path.basename(database))))
+    for entry in os.listdir(folder) if os.path.exists(database) else ():
+        path = os.path.join(folder, entry)
+        if pattern.fullmatch(entry) and os.path.samefile(path, database):
+            os.unlink(path)
 
 
 def prune(database, folder, keep):

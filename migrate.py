@@ -130,7 +130,8 @@ def alone(path):
     """Holds the migration lock; gives the function that sets its note. Raises Refused."""
     try:
         with migration_lock.hold(path) as say:
-            yield say
+            backups.disown(path)
+            yield lambda note: say("%s, by pid %d" % (note, os.getpid()))
     except migration_lock.Busy as busy:
         raise Refused("another migration of %s is running, %s; wait until it is done" % (path, busy))
 
@@ -275,6 +276,11 @@ def run(db, step, known):
     return seconds
 
 
+def paths(args):
+    """The paths of all backups, newest first."""
+    return [backup.path for backup in backups.listed(args.db, args.backup_dir)]
+
+
 def back_up(db, args, version, tell):
     """A Backup of what the transaction found. Raises Refused, OSError or sqlite3.Error."""
     broken = violations(db)
@@ -299,12 +305,14 @@ def status(args, known, tell):
             tell("%s: %s" % (kind, text))
     if note is not None:
         tell("running: " + note)
+    tell("backups: %d%s" % (len(paths(args)), ", the newest " + paths(args)[0] if paths(args) else ""))
     if word == "behind":
         tell("next: python3 migrate.py %s plan" % args.db)
     return {"current": 0, "behind": 1, "unknown": 3}[word], {
         "database": args.db, "state": word, "version": state.version, "wanted": len(known),
         "pending": [{"number": step.number, "name": step.name} for step in todo],
-        "faults": state.faults, "drift": state.drift, "notes": state.notes, "running": note}
+        "faults": state.faults, "drift": state.drift, "notes": state.notes, "running": note,
+        "backups": paths(args)}
 
 
 def foreseen(args, known, todo):
@@ -369,23 +377,23 @@ def require_ready(ahead):
                           "backup with --backup-dir; nothing was changed" % (disk.folder, human(disk.free), human(disk.needed)))
 
 
-def create(args, known, todo, tell):
-    """Makes a database that does not exist: whole, or not at all."""
+def create(args, known, todo):
+    """Does the steps in a database that appears, whole, after the last; yields each with its seconds."""
     with dbfile.new_database(args.db) as db:
         for step in todo:
+            steps.prepare(db, step)
             with transaction(db, args.db, args.wait):
                 seconds = run(db, step, known)
             yield step, seconds
 
 
-def upgrade(args, known, todo, version, tell, say):
+def upgrade(args, known, todo, tell, say):
     """Backs up, then does the steps; yields each with its seconds once it is committed."""
-    backup = None
     for step in todo:
         say("to version %d, at %s" % (todo[-1].number, title(step)))
         with writing(args.db, args.wait, step.settings) as db:
-            if version and not backup:  # with the lock that the step goes on to use: nobody writes in between
-                backup = back_up(db, args, version, tell)
+            if step is todo[0] and step.number > 1:     # with the lock that the step goes on to use: nobody writes in between
+                back_up(db, args, step.number - 1, tell)
             seconds = run(db, step, known)
         yield step, seconds
     for old in backups.prune(args.db, args.backup_dir, args.keep):
@@ -404,12 +412,12 @@ def apply(args, known, tell):
         say("to version %d" % todo[-1].number)
         require_ready(foreseen(args, known, todo))
         exists = os.path.exists(args.db)
-        done = upgrade(args, known, todo, state.version, tell, say) if exists else create(args, known, todo, tell)
+        done = upgrade(args, known, todo, tell, say) if exists else create(args, known, todo)
         for step, seconds in done:
             tell("%s: %.1f s" % (title(step), seconds))
             document["steps"].append({"number": step.number, "name": step.name, "seconds": seconds})
     tell("%s: version %d" % (args.db, document["to"]))
-    return 0, document
+    return 0, dict(document, backups=paths(args))
 
 
 def verify(args, known, tell):
@@ -464,7 +472,8 @@ def repair(args, known, tell):
     for kind, name in altered:
         tell("put back: %s %s" % (kind, name))
     tell("%s: version %d, as its steps made it" % (args.db, state.version))
-    return 0, {"database": args.db, "version": state.version, "repaired": ["%s %s" % pair for pair in altered]}
+    return 0, {"database": args.db, "version": state.version, "repaired": ["%s %s" % pair for pair in altered],
+               "backups": paths(args)}
 
 
 def chosen(args, version):

@@ -29,6 +29,7 @@ ROWS = re.compile(r"(\w+) +([+-]\d+|any)")
 OUTSIDE = {"begin", "commit", "end", "rollback", "savepoint", "release", "attach", "detach", "vacuum"}
 # PRAGMAs of the connection or the file that SQLite does not change inside a transaction, or that a step may want for all of it.
 SETTINGS = {"foreign_keys", "journal_mode", "legacy_alter_table", "recursive_triggers", "temp_store", "cache_size"}
+DEFAULTS = ("PRAGMA foreign_keys = OFF", "PRAGMA legacy_alter_table = OFF", "PRAGMA recursive_triggers = OFF")
 HARMLESS = {"defer_foreign_keys", "foreign_key_check", "application_id"}    # PRAGMAs that work inside one
 UNSAFE = {"off", "memory"}                                                  # journals that a crash does not survive
 BEFORE, INSIDE, NOWHERE = "before", "inside", "nowhere"
@@ -220,12 +221,18 @@ def disputes(records, version, steps):
                 yield words
 
 
-def run_all(db, steps):
-    """Runs the statements of steps, no more, on a database that holds nothing of value."""
-    for step in steps:
-        for statement in step.statements:
-            db.execute(statement)
-        db.execute("PRAGMA user_version = %d" % step.number)
+def prepare(db, step):
+    """Gives a connection, outside of any transaction, what the step sets, and otherwise what SQLite sets by itself."""
+    for setting in DEFAULTS + tuple(step.settings):
+        db.execute(setting)
+
+
+def rehearse(db, step):
+    """Runs a step, no more, on a database that holds nothing of value."""
+    prepare(db, step)
+    for statement in step.statements:
+        db.execute(statement)
+    db.execute("PRAGMA user_version = %d" % step.number)
 
 
 @contextlib.contextmanager
@@ -234,7 +241,7 @@ def built(steps):
     with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as db:
         for step in steps:
             try:
-                run_all(db, [step])
+                rehearse(db, step)
             except sqlite3.Error as error:
                 raise StepError("%s fails even in an empty database: %s; mend the file" % (step.path, error))
         yield db
