@@ -39,6 +39,7 @@ KEEP = 5                    # backups that are kept
 SHOWN = 10                  # rows or differences told one by one
 CACHE_KIB = 64 * 1024       # page cache; what outgrows it spills into the file, which shuts the readers out earlier
 HARMLESS = ("index ", "table ", "view ")    # what somebody may have added without changing what the steps work on
+MENDABLE = ("index ", "trigger ", "view ")  # what can be made again without a look at any row
 
 VIOLATIONS = "PRAGMA foreign_key_check"
 MADE = "SELECT type, name, sql FROM sqlite_master WHERE type <> 'table' AND sql IS NOT NULL"
@@ -164,7 +165,8 @@ def examine(db, known):
     """The State of a database in an open transaction. Raises sqlite3.Error."""
     version, live = db.execute(schema_check.VERSION).fetchone()[0], schema_check.read_schema(db)
     faults = list(strangeness(live, version)) or list(steps.disputes(steps.recorded(db), version, known))
-    drift, notes = sort_findings(live, steps.schema_of(known[:version])) if 0 < version <= len(known) else ([], [])
+    judgeable = version and not faults      # or it would be compared with what it never was
+    drift, notes = sort_findings(live, steps.schema_of(known[:version])) if judgeable else ([], [])
     return State(version, faults, drift, notes)
 
 
@@ -172,6 +174,8 @@ def examined(path, known, wait):
     """The State of a database file; one that does not exist has version 0. Raises Unknown."""
     if not os.path.exists(path):
         return State(0, [], [], [])
+    if not os.path.isfile(path):
+        raise Unknown("%s is a folder or a device, not a file; name a database" % path)
     hint = ("; a writer died in the middle of a transaction: python3 seed.py %s --verify, or apply, rolls that back" % path
             if dbfile.hot_journal(path) else "")
     try:
@@ -179,6 +183,12 @@ def examined(path, known, wait):
             return examine(db, known)
     except sqlite3.Error as error:
         raise Unknown(dbfile.explained(error, path) + hint)
+
+
+def require_there(path):
+    """Raises Unknown where there is no database."""
+    if not os.path.exists(path):
+        raise Unknown("%s does not exist; name a database, or make one: 'migrate.py %s apply'" % (path, path))
 
 
 def require_ours(path, state):
@@ -299,7 +309,8 @@ def status(args, known, tell):
     word = "unknown" if state.faults or state.drift else "behind" if todo else "current"
     note = migration_lock.running(args.db)
     tell("%s: version %d of %d%s" % (args.db, state.version, len(known), "" if os.path.exists(args.db) else ", not made yet"))
-    tell("pending: " + (", ".join("%d %s" % (step.number, step.name) for step in todo) or "none"))
+    tell("pending: " + ("cannot tell" if state.faults else
+                        ", ".join("%d %s" % (step.number, step.name) for step in todo) or "none"))
     for kind, texts in (("fault", state.faults), ("changed by hand", state.drift), ("note", state.notes)):
         for text in texts:
             tell("%s: %s" % (kind, text))
@@ -421,9 +432,8 @@ def apply(args, known, tell):
 
 
 def verify(args, known, tell):
+    require_there(args.db)
     state = examined(args.db, known, args.wait)
-    if not os.path.exists(args.db):
-        raise Unknown("%s does not exist" % args.db)
     with reading(args.db, args.wait) as db:
         found = state.faults + state.drift + violations(db) + list(filter(None, [backups.integrity(db)]))
         if rollups.present(db):
@@ -452,11 +462,19 @@ def put_back(db, live, known):
     return sorted(altered)
 
 
+def require_mendable(path, state):
+    """Raises Refused where a database was changed in a way that only a person can judge."""
+    beyond = [text for text in state.drift if not text.startswith(MENDABLE) or text.endswith("is extra")]
+    if state.faults or beyond:
+        raise Refused("%s: %s; nothing was changed: mend that by hand (a column that is missing beside one that is extra may have "
+                      "been renamed), or 'migrate.py %s restore'" % (path, some(state.faults + beyond), path))
+
+
 def repair(args, known, tell):
+    require_there(args.db)
     with alone(args.db) as say:
         state = examined(args.db, known, args.wait)
-        if state.faults:
-            raise Unknown("%s: %s; nothing was changed" % (args.db, some(state.faults)))
+        require_mendable(args.db, state)
         if not state.drift:
             tell("%s: version %d, nothing to repair" % (args.db, state.version))
             return 0, {"database": args.db, "version": state.version, "repaired": []}
@@ -580,11 +598,17 @@ def parse(argv):
     return args
 
 
+def show(text):
+    """Prints a line; where nobody takes it any more, as behind `head`, the work goes on without."""
+    try:
+        print(text, flush=True)
+    except OSError:
+        sys.stdout = open(os.devnull, "w")
+
+
 def perform(args):
     """Runs the command; returns its exit code."""
-    def tell(text):
-        if args.format == "text":
-            print(text, flush=True)
+    tell = show if args.format == "text" else lambda text: None
     try:
         code, document = COMMANDS[args.command](args, steps.read_steps(), tell)
     except (Unknown, steps.StepError, sqlite3.Error) as error:
@@ -593,7 +617,7 @@ def perform(args):
         dbfile.notice(dbfile.explained(error, args.db))
         return 3
     if args.format == "json":
-        print(json.dumps(document, indent=2))
+        show(json.dumps(document, indent=2))
     return code
 
 

@@ -29,6 +29,7 @@ def calls(log, folder):
     for process, name, text in LINE.findall(log):
         counted[name] += 1
         processes.add(process)
+        text = text.replace("AT_FDCWD<%s>" % folder, "AT_FDCWD")
         if folder in text and (name != "openat" or "O_CREAT" in text):
             changes.append(len(made))
         made.append(Call(name, counted[name], re.sub(r"\d+", "N", text.replace(folder, ".").split(" = ")[0])))
@@ -59,8 +60,14 @@ def run(command, folder, *faults):
         return Run(done.returncode, done.stdout, done.stderr, calls(log.read(), str(folder)))
 
 
-def spread(moments, most):
-    """So many of the moments at most, evenly from the first to the last."""
-    if len(moments) <= most:
-        return moments
-    return [moments[place * (len(moments) - 1) // (most - 1)] for place in range(most)]
+def evenly(calls, most):
+    """So many of the calls at most, from the first to the last."""
+    if len(calls) <= most:
+        return calls
+    return [calls[place * (len(calls) - 1) // max(1, most - 1)] for place in range(most)]
+
+
+def spread(calls, most):
+    """So many of the calls at most, over the whole run: half of them those that are not just one more page written."""
+    rare = evenly([call for call in calls if call.name != "pwrite64"], most // 2)
+    return sorted(rare + evenly([call for call in calls if call.name == "pwrite64"], most - len(rare)), key=calls.index)

@@ -29,7 +29,7 @@ NOW = "2025-03-01T12:00:00Z"
 MOST = 500                              # moments of one case in the long form
 WRITES = ("write", "pwrite64", "pwritev", "ftruncate", "fallocate", "sendfile", "copy_file_range")
 SYNCS = ("fsync", "fdatasync")
-ROOM = WRITES + SYNCS + ("openat", "link", "linkat", "rename", "renameat", "renameat2", "mkdir")  # may find the disk full
+ROOM = WRITES + SYNCS + ("link", "linkat", "rename", "renameat", "renameat2", "mkdir")  # may find the disk full
 BACKUP = re.compile(re.escape(NAME) + r"\.v\d+\.\d{8}T\d{6}Z(\.\d+)?\.backup")
 
 # The columns of version 1, which every later one has: their values are what no command here may change.
@@ -39,6 +39,8 @@ SELECT id, reference, carrier, mode, service, origin, destination, status, creat
 FROM shipments ORDER BY id
 """
 SCHEMA = "SELECT type, name, sql FROM sqlite_master ORDER BY type, name"
+
+TALLY = []                              # of what everywhere() did: harm, number, survived, calls, command
 
 State = collections.namedtuple("State", "version schema records rows checksum")
 
@@ -71,6 +73,7 @@ class Case:
 
     def __init__(self, folder, start, command):
         self.folder, self.start, self.command = folder, start, command
+        self.before = state(start / NAME)
         self.ways = {}                  # from each state that a harmed run may leave: (exit code, state) of the next run
 
     def place(self, name):
@@ -96,15 +99,20 @@ class Case:
         return run
 
     def survey(self, place):
-        """What a harmed run left: the state, looked at in a copy, so that the next run finds what that run left."""
+        """The state that a harmed run left, looked at in a copy: the next run shall find what that run left, not what SQLite healed."""
         copy = copied(place, str(place) + ".copy")
         found = state(copy / NAME)
-        for path in copy.iterdir():
-            if BACKUP.fullmatch(path.name):
-                assert state(path, "ro") in self.ways, path.name
         shutil.rmtree(str(copy))
         assert found in self.ways, "a state between: %r" % (found,)
+        self.check_backups(place)
         return found
+
+    def check_backups(self, place):
+        """Each is one of the whole states, and a file of its own, that no writer of the database changes."""
+        for path in place.iterdir():
+            if BACKUP.fullmatch(path.name):
+                assert state(path, "ro") in self.ways, path.name
+                assert not (place / NAME).exists() or not path.samefile(place / NAME), path.name
 
     def finish(self, place, found):
         """The next run does what is left to do, and tidies up."""
@@ -112,6 +120,7 @@ class Case:
         done = subprocess.run(self.command, cwd=str(place), stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
         assert done.returncode == code, done.stderr
         assert state(place / NAME) == wanted and listing(place) == self.files
+        self.check_backups(place)
         shutil.rmtree(str(place))
 
 
@@ -122,7 +131,7 @@ def kill(case, number, call):
     assert (run.code, run.calls[-1:]) == (-signal.SIGKILL, [call])
     found = case.survey(place)
     case.finish(place, found)
-    return found != state(case.start / NAME)
+    return found != case.before
 
 
 def fill(case, number, call, later):
@@ -132,32 +141,62 @@ def fill(case, number, call, later):
     assert call in run.calls
     found = case.survey(place)
     if run.code == 0:
-        assert found == case.ways[state(case.start / NAME)][1]
+        assert found == case.ways[case.before][1]
     else:
         assert run.code == 1 and re.search("disk|No space left on device", run.err) and run.err.count("\n") == 1, run
-        # Once a name is given, only the folder's own bytes can still fail to reach the disk.
-        assert found == state(case.start / NAME) or call.text.startswith("N<.>"), call
+        # Only the last step that it tells of is done. Once a name is given, the folder's own bytes can still fail to reach the disk.
+        done = re.findall(r"^step (\d+)", run.out, re.MULTILINE)
+        committed = found.version == int(done[-1]) if done and found else found == case.before
+        assert committed or call.text.startswith("N<.>"), call
     case.finish(place, found)
     return run.code == 0
 
 
-def everywhere(harm, case, calls, capsys, *more):
-    """Does harm at each of these calls, and says what came of it."""
+def creations(calls):
+    """Those that make a file, and do not open one that is there."""
+    there = set()
+    for call in calls:
+        name = re.search('"(.*?)"|$', call.text).group()
+        if call.name == "openat" and name not in there:
+            yield call
+            there.add(name)
+        elif call.name.startswith(("unlink", "rename")):
+            there.discard(name)
+
+
+def needing_room(calls, later):
+    """Those that a full disk may refuse; of those that a disk which stays full may refuse, the ones that stand for all."""
+    able = [call for call in calls[:-1] if call.name in (("pwrite64",) if later else ROOM)]
+    return sorted(able + ([] if later else list(creations(calls))), key=calls.index)
+
+
+def everywhere(harm, case, calls, *more):
+    """Does harm at each of these calls; what each gave, as a set. Fails with all that was not survived."""
     def attempt(number):
         try:
             return harm(case, number, calls[number], *more), None
         except Exception as error:      # told below, with all others
-            return None, "%s: %s" % (calls[number], error)
+            return None, "%s: %s" % (calls[number], str(error).split("\n")[0])
 
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         outcomes = list(pool.map(attempt, range(len(calls))))
     failures = [failure for _, failure in outcomes if failure]
-    with capsys.disabled():
-        print("\n  %s: %d at %d calls of %d, %d survived; %d with the work done " % (
-            " ".join(case.command[3:])[-60:], len(calls), len(calls), len(case.calls), len(calls) - len(failures),
-            sum(bool(done) for done, _ in outcomes)), end="")
-    assert failures == []
+    TALLY.append((harm.__name__, len(calls), len(calls) - len(failures), len(case.calls), " ".join(case.command[3:])))
+    assert not failures, "\n".join(failures)
     return {done for done, _ in outcomes}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tally(request):
+    """Says in the end how often harm was done, and how often that was survived."""
+    yield
+    with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+        print("\n")
+        for row in TALLY:
+            print("  {} at {} calls, survived {}, of {} calls of {}".format(*row))
+        for harm in sorted({row[0] for row in TALLY}):
+            made, survived = (sum(row[place] for row in TALLY if row[0] == harm) for place in (1, 2))
+            print("  {} in all: {}, survived: {}".format(harm, made, survived))
 
 
 def check_publications(calls):
@@ -166,7 +205,7 @@ def check_publications(calls):
         if call.name.startswith(("link", "rename")):
             draft = "<%s>" % re.search('"(.*?)"', call.text).group(1)
             about = [other.name for other in calls[:place] if draft in other.text and other.name in WRITES + SYNCS]
-            assert about[-1] in SYNCS, "%s before its bytes are on disk" % (call,)
+            assert not about or about[-1] in SYNCS, "%s before its bytes are on disk" % (call,)
             assert any(other.name in SYNCS and other.text.startswith("N<.>") for other in calls[place:]), call
 
 
@@ -208,14 +247,13 @@ def load(request, command, year, tmp_path_factory):
     return Case(tmp_path_factory.mktemp("load"), start, command("seed.py", NAME, *LOADS[request.param])).rehearse()
 
 
-def test_a_load_that_is_killed_leaves_the_old_rows_or_the_new_and_the_next_run_finishes(load, capsys):
-    assert everywhere(kill, load, crash.spread(load.calls, MOST if LONG else 20), capsys) == {False, True}
+def test_a_load_that_is_killed_leaves_the_old_rows_or_the_new_and_the_next_run_finishes(load):
+    assert everywhere(kill, load, crash.spread(load.calls, MOST if LONG else 12)) == {False, True}
 
 
 @pytest.mark.parametrize("later", ["", "+"])
-def test_a_load_on_a_full_disk_says_so_and_changes_nothing(load, later, capsys):
-    calls = [call for call in load.calls[:-1] if call.name == "pwrite64" or not later and call.name in ROOM]
-    assert False in everywhere(fill, load, crash.spread(calls, MOST if LONG else 5), capsys, later)
+def test_a_load_on_a_full_disk_says_so_and_changes_nothing(load, later):
+    assert False in everywhere(fill, load, crash.spread(needing_room(load.calls, later), MOST if LONG else 4), later)
 
 
 def test_a_new_database_is_on_disk_before_it_has_its_name(load):
@@ -240,3 +278,70 @@ def test_a_load_into_a_file_system_that_is_really_full_says_so_and_changes_nothi
                           stderr=subprocess.PIPE, universal_newlines=True)
     assert done.returncode == 1 and "disk" in done.stderr and done.stderr.count("\n") == 1
     assert listing(disk) == [NAME] and state(disk / NAME) == before
+
+
+# Migrations.
+
+INSERT = """
+WITH RECURSIVE numbers AS (SELECT 1 AS n UNION ALL SELECT n + 1 FROM numbers WHERE n < {})
+INSERT INTO shipments (id, reference, carrier, mode, origin, status, created_at, promised_at, delivered_at, weight_kg, cost)
+SELECT n * 3, 'R' || n, nullif('carrier ' || n % 4, 'carrier 3'), CASE n % 3 WHEN 0 THEN 'air' WHEN 1 THEN 'road' END, 'Köln; ' || n,
+       CASE n % 3 WHEN 0 THEN 'delivered' WHEN 1 THEN 'pending' ELSE 'exception' END, date('2024-01-01', n % 400 || ' days'),
+       date('2024-01-09', n % 400 || ' days'), CASE n % 3 WHEN 0 THEN date('2024-01-01', n % 400 + n % 13 || ' days') END, n / 7.0, n
+FROM numbers
+"""
+
+
+@pytest.fixture(scope="module")
+def first(command, tmp_path_factory):
+    """A folder with a database of version 1 with two thousand rows."""
+    folder = tmp_path_factory.mktemp("first")
+    subprocess.run(command("migrate.py", NAME, "apply", "--to", 1), cwd=str(folder), check=True, stdout=subprocess.DEVNULL)
+    with contextlib.closing(sqlite3.connect(str(folder / NAME))) as db, db:
+        db.execute(INSERT.format(2000))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def upgrade(command, first, tmp_path_factory):
+    """From version 1 to today, rehearsed."""
+    apply = command("migrate.py", NAME, "apply")
+    return Case(tmp_path_factory.mktemp("apply"), first, apply).rehearse(*(apply + ["--to", str(number)] for number in (2, 3)))
+
+
+@pytest.fixture(scope="module")
+def creation(command, tmp_path_factory):
+    """From no database to today's version, rehearsed."""
+    return Case(tmp_path_factory.mktemp("create"), tmp_path_factory.mktemp("nothing"), command("migrate.py", NAME, "apply")).rehearse()
+
+
+@pytest.fixture(scope="module")
+def restoration(command, upgrade, tmp_path_factory):
+    """From today's version back to a backup of version 1, rehearsed."""
+    start = upgrade.folder / "first"
+    backup, = (path.name for path in start.iterdir() if BACKUP.fullmatch(path.name))
+    return Case(tmp_path_factory.mktemp("restore"), start, command("migrate.py", NAME, "restore", backup)).rehearse()
+
+
+KILLS = {"upgrade": 100, "creation": 20, "restoration": 30}
+
+
+@pytest.fixture(scope="module", params=sorted(KILLS))
+def migration(request):
+    """Each of these, and at how many calls to kill it."""
+    return request.getfixturevalue(request.param), MOST if LONG else KILLS[request.param]
+
+
+def test_a_migration_that_is_killed_leaves_one_version_or_another_and_the_next_run_finishes(migration):
+    case, most = migration
+    assert everywhere(kill, case, crash.spread(case.calls, most)) == {False, True}
+
+
+@pytest.mark.parametrize("later", ["", "+"])
+def test_a_migration_on_a_full_disk_says_so_and_stays_at_a_whole_version(migration, later):
+    case, most = migration
+    assert False in everywhere(fill, case, crash.spread(needing_room(case.calls, later), max(4, most // 8)), later)
+
+
+def test_what_a_migration_names_is_on_disk_before(migration):
+    check_publications(migration[0].calls)
