@@ -191,6 +191,8 @@ def migration(path):
 
 def explained(error, path):
     """What an error means here, and what to do. For a locked database as migration() is: not while holding its lock."""
+    if isinstance(error, PermissionError):
+        return "%s: %s; run as the owner of that file and its folder, or grant it" % (error.filename or path, error.strerror)
     if isinstance(error, OSError):
         return "%s: %s" % (error.filename or path, error.strerror)
     if not isinstance(error, sqlite3.Error):

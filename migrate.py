@@ -129,6 +129,8 @@ def writing(path, wait, settings=()):
 @contextlib.contextmanager
 def alone(path):
     """Holds the migration lock; gives the function that sets its note. Raises Refused."""
+    if os.path.exists(path) and not os.access(path, os.W_OK):   # SQLite would find out only at the first change
+        raise Refused("%s may not be written by uid %d; run as its owner, or grant it" % (path, os.geteuid()))
     try:
         with migration_lock.hold(path) as say:
             backups.disown(path)

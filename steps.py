@@ -165,8 +165,12 @@ def read_step(path, number, name):
 
 def read_steps(folder=FOLDER):
     """All steps, numbered from 1 without a gap. Raises StepError or OSError."""
+    try:
+        files = sorted(os.listdir(folder))
+    except OSError as error:
+        raise StepError("%s: %s; copy the whole folder again" % (folder, error.strerror))
     found = []
-    for name in sorted(os.listdir(folder)):
+    for name in files:
         match = FILE_NAME.fullmatch(name)
         if match:
             found.append(read_step(os.path.join(folder, name), int(match.group(1)), match.group(2)))
