@@ -18,7 +18,8 @@ import dbfile
 from schema_check import quoted
 
 NAME = r"{}\.v(\d+)\.(\d{{8}}T\d{{6}}Z)(?:\.(\d+))?\.backup"
-KEPT = r"{}\.(v\d+|damaged)\.\d{{8}}T\d{{6}}Z[.\w]*"
+ASIDE = r"{}\.old\.(v\d+|damaged)\.part"
+LOGS = ("-journal", "-wal", "-shm")
 PAGES = 4096        # copied between two looks at the stop signals
 FAULTS_SHOWN = 3    # lines of integrity_check
 
@@ -140,26 +141,44 @@ def make(db, database, folder, version, now):
     return next(backup for backup in listed(database, folder) if backup.path == path)
 
 
-def take_place(draft, database, kind, now):
-    """Puts a draft in the place of the database, which stays beside it as a backup, or, of the kind damaged, with journal and log
-    and no such claim; returns that path. The caller keeps writers out."""
-    name = named(database, os.path.dirname(database), kind, now)
-    kept = linked(database, name, "" if kind == "damaged" else ".backup")
-    for ending in ("-journal", "-wal", "-shm"):     # of a damaged one; they would be taken for the new file's
-        with contextlib.suppress(FileNotFoundError):
-            os.rename(database + ending, kept + ending)
-    os.rename(draft, database)
+def move_logs(source, target):
+    """Moves what SQLite keeps beside a file along with it, lest it be taken for another's."""
+    for ending in LOGS:
+        if os.path.exists(source + ending) and not os.path.exists(target + ending):
+            os.rename(source + ending, target + ending)
+
+
+def finish(aside, database, kind):
+    """Gives a former database the name that it is kept under: of a backup, or, where it is damaged, one without that claim."""
+    name = named(database, os.path.dirname(database), kind, time.time())
+    kept = linked(aside, name, "" if kind == "damaged" else ".backup")
+    move_logs(aside, kept)
+    os.unlink(aside)
     dbfile.sync(os.path.dirname(database))
     return kept
 
 
-def disown(database):
-    """Removes second names of the database itself, which a killed take_place() left: what is written to it would change a backup."""
-    folder, pattern = os.path.dirname(database), re.compile(KEPT.format(re.escape(os.path.basename(database))))
-    for entry in os.listdir(folder) if os.path.exists(database) else ():
-        path = os.path.join(folder, entry)
-        if pattern.fullmatch(entry) and os.path.samefile(path, database):
-            os.unlink(path)
+def take_place(draft, database, kind):
+    """Puts a draft in the place of the database; returns the path that this is kept as, which names its kind, "v" and version or
+    "damaged". The caller keeps writers out. A kill on the way leaves a name that settle() understands."""
+    aside = "%s.old.%s.part" % (database, kind)
+    os.link(database, aside)
+    move_logs(database, aside)
+    os.rename(draft, database)
+    dbfile.sync(os.path.dirname(database))
+    return finish(aside, database, kind)
+
+
+def settle(database):
+    """Ends what a killed take_place() had begun: as if it had not been, or as if it had been finished."""
+    folder, pattern = os.path.dirname(database), re.compile(ASIDE.format(re.escape(os.path.basename(database))))
+    for match in filter(None, map(pattern.fullmatch, os.listdir(folder))):
+        aside = os.path.join(folder, match.group())
+        if os.path.exists(database) and os.path.samefile(aside, database):
+            move_logs(aside, database)
+            os.unlink(aside)
+        else:
+            finish(aside, database, match.group(1))
 
 
 def prune(database, folder, keep):

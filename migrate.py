@@ -126,14 +126,21 @@ def writing(path, wait, settings=()):
         yield db
 
 
+def heal(path, wait):
+    """Ends what a killed process of ours, or a killed writer, had begun."""
+    backups.settle(path)
+    dbfile.sweep(path)
+    if os.path.isfile(path) and dbfile.hot_journal(path):
+        with contextlib.suppress(sqlite3.DatabaseError), contextlib.ExitStack() as stack:  # whoever looks next says what is wrong
+            patiently(lambda: stack.enter_context(dbfile.opened(path, 0)), path, wait)
+
+
 @contextlib.contextmanager
-def alone(path):
-    """Holds the migration lock; gives the function that sets its note. Raises Refused."""
-    if os.path.exists(path) and not os.access(path, os.W_OK):   # SQLite would find out only at the first change
-        raise Refused("%s may not be written by uid %d; run as its owner, or grant it" % (path, os.geteuid()))
+def alone(path, wait):
+    """Holds the migration lock on a healed database; gives the function that sets its note. Raises Refused or Unknown."""
     try:
         with migration_lock.hold(path) as say:
-            backups.disown(path)
+            heal(path, wait)
             yield lambda note: say("%s, by pid %d" % (note, os.getpid()))
     except migration_lock.Busy as busy:
         raise Refused("another migration of %s is running, %s; wait until it is done" % (path, busy))
@@ -161,6 +168,9 @@ def strangeness(live, version):
         yield "it is no shipments database: it has no table shipments"
     elif live.tables and not version:
         yield "it has tables and user_version 0, so none of the steps made it"
+    elif "migrations" in live.tables and not set(steps.Record._fields) <= set(live.tables["migrations"].columns):
+        yield "its table migrations has the columns %s, wanted %s: another tool's, or renamed by hand" % (
+            ", ".join(live.tables["migrations"].columns), ", ".join(steps.Record._fields))
 
 
 def examine(db, known):
@@ -414,7 +424,7 @@ def upgrade(args, known, todo, tell, say):
 
 
 def apply(args, known, tell):
-    with alone(args.db) as say:
+    with alone(args.db, args.wait) as say:
         state = examined(args.db, known, args.wait)
         require_ours(args.db, state)
         todo = pending(args.db, known, state.version, args.to)
@@ -474,7 +484,7 @@ def require_mendable(path, state):
 
 def repair(args, known, tell):
     require_there(args.db)
-    with alone(args.db) as say:
+    with alone(args.db, args.wait) as say:
         state = examined(args.db, known, args.wait)
         require_mendable(args.db, state)
         if not state.drift:
@@ -535,15 +545,15 @@ def swap(args, draft, version):
         # A write-ahead log would be taken for the new file's; the lock keeps writers out until the names have changed.
         with writing(args.db, args.wait, ["PRAGMA journal_mode = DELETE"]) as db:
             kind = "damaged" if backups.integrity(db) else "v%d" % version
-            return backups.take_place(draft, args.db, kind, time.time())
+            return backups.take_place(draft, args.db, kind)
     except sqlite3.OperationalError:    # locked, not writable, an I/O error: no word on what is in it
         raise
     except sqlite3.DatabaseError:       # no database any more, so that it cannot be locked either
-        return backups.take_place(draft, args.db, "damaged", time.time())
+        return backups.take_place(draft, args.db, "damaged")
 
 
 def restore(args, known, tell):
-    with alone(args.db) as say:
+    with alone(args.db, args.wait) as say:
         say("restoring a backup")
         try:
             version = examined(args.db, known, args.wait).version if os.path.exists(args.db) else None
@@ -613,11 +623,11 @@ def perform(args):
     tell = show if args.format == "text" else lambda text: None
     try:
         code, document = COMMANDS[args.command](args, steps.read_steps(), tell)
-    except (Unknown, steps.StepError, sqlite3.Error) as error:
+    except (Unknown, steps.StepError, sqlite3.Error, OSError) as error:
         if args.command not in LOOKING or dbfile.caught:
             raise
-        dbfile.notice(dbfile.explained(error, args.db))
-        return 3
+        code, document = 3, {"database": args.db, "error": dbfile.explained(error, args.db)}
+        dbfile.notice(document["error"])
     if args.format == "json":
         show(json.dumps(document, indent=2))
     return code

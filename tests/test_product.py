@@ -8,6 +8,8 @@ import pytest
 
 import eventlog
 import health_check
+import metrics_service
+import migrate
 from conftest import FILES, ROOT
 
 MODULES = sorted(path for path in ROOT.glob("*.py"))
@@ -62,6 +64,10 @@ def test_a_function_uses_only_what_stands_above_it(path):
 
 def test_the_check_calls_itself_what_the_service_excuses():
     assert health_check.AGENT == eventlog.CHECK_AGENT
+
+
+def test_a_step_is_recorded_with_the_version_of_this_release():
+    assert migrate.TOOL == "migrate.py " + metrics_service.VERSION
 
 
 def test_the_product_runs_without_site_packages():
