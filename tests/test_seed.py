@@ -18,9 +18,6 @@ import time
 
 import pytest
 
-from conftest import LONG
-
-KILLS = 200 if LONG else 15     # moments spread over one and a half times the run that is killed
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 NOW = "2026-03-01T12:00:00Z"
 CLOSED = ("delivered", "returned", "cancelled")
@@ -231,43 +228,6 @@ def test_a_moment_whose_year_cannot_be_seeded_is_refused_before_anything_is_made
 def test_the_first_and_the_last_moment_give_whole_rows(tmp_path, now):
     assert seed(tmp_path / "a.db", "--rows", 300, "--now", now).returncode == 0
     assert ask(tmp_path / "a.db", "PRAGMA integrity_check") == [("ok",)]
-
-
-def duration(*command):
-    """Seconds that a whole run takes on this machine now: what the moments of the kills are measured by."""
-    began = time.monotonic()
-    assert start(*command).wait(60) == 0
-    return time.monotonic() - began
-
-
-def test_killed_at_any_moment_there_is_no_database_or_a_whole_one(tmp_path):
-    outcomes, whole = set(), duration(tmp_path / "whole.db", "--rows", 4000)
-    for moment in range(KILLS):
-        path = tmp_path / ("%d.db" % moment)
-        process = start(path, "--rows", 4000)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=1.5 * whole * moment / KILLS)
-        stop(process, signal.SIGKILL)
-        outcomes.add(path.exists())
-        if path.exists():
-            assert seed(path, "--verify").stdout.startswith("verified 4000 shipments")
-    assert outcomes == {False, True}
-
-
-def test_an_import_killed_at_any_moment_leaves_the_old_rows_or_the_new(small, tmp_path):
-    (tmp_path / "file.csv").write_text("id\n" + "".join("N%d\n" % number for number in range(4000)))
-    (tmp_path / "map.sql").write_text("SELECT line, id AS reference, 'pending' AS status FROM csv")
-    content, counts = small.read_bytes(), set()
-    command = ("--csv", tmp_path / "file.csv", "--mapping", tmp_path / "map.sql")
-    whole = duration(small, *command)
-    for moment in range(KILLS):
-        small.write_bytes(content)
-        process = start(small, *command)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=1.5 * whole * moment / KILLS)
-        stop(process, signal.SIGKILL)
-        counts.add(seed(small, "--verify").stdout.split(",")[0])
-    assert counts == {"verified 300 shipments", "verified 4300 shipments"}
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
