@@ -70,12 +70,13 @@ def listed(database, folder):
     return [backup for _, _, backup in sorted(found, reverse=True)]
 
 
-def draft_of(database, folder, like):
-    """An empty file for a copy of the file `like`, as closed to others as that. The holder of the migration lock makes one at a
-    time, so what is there already was left by a killed one."""
-    draft, status = os.path.join(folder, os.path.basename(database) + ".backup.part"), os.stat(like)
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(draft)
+def draft_path(database, folder):
+    return os.path.join(folder, os.path.basename(database) + ".backup.part")
+
+
+def new_draft(database, folder, like):
+    """An empty file for a copy of the file `like`, as closed to others as that."""
+    draft, status = draft_path(database, folder), os.stat(like)
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with contextlib.suppress(PermissionError):      # only root may give files away
         os.fchown(descriptor, status.st_uid, status.st_gid)
@@ -123,7 +124,7 @@ def named(database, folder, kind, now):
 
 def make(db, database, folder, version, now):
     """A Backup of the database, on which db holds a write lock and has written nothing. Raises Refused, OSError, sqlite3.Error."""
-    draft = draft_of(database, folder, database)
+    draft = new_draft(database, folder, database)
     try:
         copy(database, draft)
         found = fault(draft, counts(db))
@@ -169,8 +170,12 @@ def take_place(draft, database, kind):
     return finish(aside, database, kind)
 
 
-def settle(database):
-    """Ends what a killed take_place() had begun: as if it had not been, or as if it had been finished."""
+def settle(database, backup_folder):
+    """Removes what a killed copy() left, and ends what a killed take_place() had begun: as if it had not been, or finished. For
+    the holder of the migration lock, so that nobody is at it."""
+    for place in (backup_folder, os.path.dirname(database)):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(draft_path(database, place))
     folder, pattern = os.path.dirname(database), re.compile(ASIDE.format(re.escape(os.path.basename(database))))
     for match in filter(None, map(pattern.fullmatch, os.listdir(folder))):
         aside = os.path.join(folder, match.group())

@@ -126,24 +126,24 @@ def writing(path, wait, settings=()):
         yield db
 
 
-def heal(path, wait):
+def heal(args):
     """Ends what a killed process of ours, or a killed writer, had begun."""
-    backups.settle(path)
-    dbfile.sweep(path)
-    if os.path.isfile(path) and dbfile.hot_journal(path):
+    backups.settle(args.db, args.backup_dir)
+    dbfile.sweep(args.db)
+    if os.path.isfile(args.db) and dbfile.hot_journal(args.db):
         with contextlib.suppress(sqlite3.DatabaseError), contextlib.ExitStack() as stack:  # whoever looks next says what is wrong
-            patiently(lambda: stack.enter_context(dbfile.opened(path, 0)), path, wait)
+            patiently(lambda: stack.enter_context(dbfile.opened(args.db, 0)), args.db, args.wait)
 
 
 @contextlib.contextmanager
-def alone(path, wait):
+def alone(args):
     """Holds the migration lock on a healed database; gives the function that sets its note. Raises Refused or Unknown."""
     try:
-        with migration_lock.hold(path) as say:
-            heal(path, wait)
+        with migration_lock.hold(args.db) as say:
+            heal(args)
             yield lambda note: say("%s, by pid %d" % (note, os.getpid()))
     except migration_lock.Busy as busy:
-        raise Refused("another migration of %s is running, %s; wait until it is done" % (path, busy))
+        raise Refused("another migration of %s is running, %s; wait until it is done" % (args.db, busy))
 
 
 # What a database is
@@ -424,7 +424,7 @@ def upgrade(args, known, todo, tell, say):
 
 
 def apply(args, known, tell):
-    with alone(args.db, args.wait) as say:
+    with alone(args) as say:
         state = examined(args.db, known, args.wait)
         require_ours(args.db, state)
         todo = pending(args.db, known, state.version, args.to)
@@ -484,7 +484,7 @@ def require_mendable(path, state):
 
 def repair(args, known, tell):
     require_there(args.db)
-    with alone(args.db, args.wait) as say:
+    with alone(args) as say:
         state = examined(args.db, known, args.wait)
         require_mendable(args.db, state)
         if not state.drift:
@@ -524,7 +524,7 @@ def copied(args, known, source, tell):
         rows = backups.counts(db)
         if rows.get("shipments") is None:
             raise Refused("%s is no shipments database" % source)
-        draft = backups.draft_of(args.db, os.path.dirname(args.db), source)
+        draft = backups.new_draft(args.db, os.path.dirname(args.db), source)
         backups.copy(source, draft)
     found = backups.fault(draft, rows)
     state = examined(draft, known, args.wait)
@@ -553,7 +553,7 @@ def swap(args, draft, version):
 
 
 def restore(args, known, tell):
-    with alone(args.db, args.wait) as say:
+    with alone(args) as say:
         say("restoring a backup")
         try:
             version = examined(args.db, known, args.wait).version if os.path.exists(args.db) else None
