@@ -74,15 +74,20 @@ def draft_path(database, folder):
     return os.path.join(folder, os.path.basename(database) + ".backup.part")
 
 
-def new_draft(database, folder, like):
-    """An empty file for a copy of the file `like`, as closed to others as that."""
+@contextlib.contextmanager
+def drafted(database, folder, like):
+    """An empty file for a copy of the file `like`, as closed to others as that. At the end only its other names remain."""
     draft, status = draft_path(database, folder), os.stat(like)
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with contextlib.suppress(PermissionError):      # only root may give files away
-        os.fchown(descriptor, status.st_uid, status.st_gid)
-    os.fchmod(descriptor, status.st_mode & 0o777)
-    os.close(descriptor)
-    return draft
+    try:
+        with contextlib.suppress(PermissionError):  # only root may give files away
+            os.fchown(descriptor, status.st_uid, status.st_gid)
+        os.fchmod(descriptor, status.st_mode & 0o777)
+        os.close(descriptor)
+        yield draft
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(draft)
 
 
 def heed_stops(*_):
@@ -124,8 +129,7 @@ def named(database, folder, kind, now):
 
 def make(db, database, folder, version, now):
     """A Backup of the database, on which db holds a write lock and has written nothing. Raises Refused, OSError, sqlite3.Error."""
-    draft = new_draft(database, folder, database)
-    try:
+    with drafted(database, folder, database) as draft:
         copy(database, draft)
         found = fault(draft, counts(db))
         if found:
@@ -133,12 +137,7 @@ def make(db, database, folder, version, now):
                                  % (database, found, database))
         dbfile.sync(draft)
         path = linked(draft, named(database, folder, "v%d" % version, now), ".backup")
-        os.unlink(draft)
-        dbfile.sync(folder)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(draft)
-        raise
+    dbfile.sync(folder)
     return next(backup for backup in listed(database, folder) if backup.path == path)
 
 

@@ -518,24 +518,20 @@ def chosen(args, version):
     return earlier[0].path
 
 
-def copied(args, known, source, tell):
-    """A sound copy of a backup beside the database, under the name of a draft. Raises Refused, OSError or sqlite3.Error."""
+def fill(args, known, source, draft, tell):
+    """Copies a backup into a draft and looks whether it is sound. Raises Refused, OSError or sqlite3.Error."""
     with reading(source, args.wait) as db:  # which holds the file still
         rows = backups.counts(db)
-        if rows.get("shipments") is None:
+        if "shipments" not in rows:
             raise Refused("%s is no shipments database" % source)
-        draft = backups.new_draft(args.db, os.path.dirname(args.db), source)
         backups.copy(source, draft)
-    found = backups.fault(draft, rows)
-    state = examined(draft, known, args.wait)
+    found, state = backups.fault(draft, rows), examined(draft, known, args.wait)
     if found or state.faults:
-        os.unlink(draft)
         raise Refused("%s cannot be put back: %s; nothing was changed" % (source, found or some(state.faults)))
     dbfile.sync(draft)
     tell("from %s: version %d, %d shipments, found sound" % (source, state.version, rows["shipments"]))
     for text in state.drift:
         tell("changed by hand before that backup: " + text)
-    return draft
 
 
 def swap(args, draft, version):
@@ -544,7 +540,7 @@ def swap(args, draft, version):
     try:
         # A write-ahead log would be taken for the new file's; the lock keeps writers out until the names have changed.
         with writing(args.db, args.wait, ["PRAGMA journal_mode = DELETE"]) as db:
-            kind = "damaged" if backups.integrity(db) else "v%d" % version
+            kind = "damaged" if version is None or backups.integrity(db) else "v%d" % version
             return backups.take_place(draft, args.db, kind)
     except sqlite3.OperationalError:    # locked, not writable, an I/O error: no word on what is in it
         raise
@@ -553,22 +549,21 @@ def swap(args, draft, version):
 
 
 def restore(args, known, tell):
+    kept, version = None, None
     with alone(args) as say:
         say("restoring a backup")
-        try:
-            version = examined(args.db, known, args.wait).version if os.path.exists(args.db) else None
-        except Unknown:
-            version = None
-        source = chosen(args, version)
-        draft = copied(args, known, source, tell)
-        if os.path.exists(args.db):
-            kept = swap(args, draft, version or 0)
-            tell("what was there is kept as %s" % kept)
-        else:
-            kept = None
-            dbfile.publish(draft, args.db)
-            os.unlink(draft)
-            dbfile.sync(os.path.dirname(args.db))
+        with contextlib.suppress(Unknown):      # a damaged one has no version
+            version = examined(args.db, known, args.wait).version
+        exists = os.path.exists(args.db)
+        source = chosen(args, version if exists else None)
+        with backups.drafted(args.db, os.path.dirname(args.db), source) as draft:
+            fill(args, known, source, draft, tell)
+            if exists:
+                kept = swap(args, draft, version)
+                tell("what was there is kept as %s" % kept)
+            else:
+                dbfile.publish(draft, args.db)
+    dbfile.sync(os.path.dirname(args.db))
     tell("%s: put back; start writers anew, the service notices by itself" % args.db)
     return 0, {"database": args.db, "restored": source, "kept": kept}
 
