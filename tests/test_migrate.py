@@ -1,0 +1,401 @@
+"""What an operator may rely on when migrate.py tells, plans, does, proves or repairs; test_migrations.py has what each step does."""
+
+import collections
+import contextlib
+import os
+import pathlib
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from unittest import mock
+
+import pytest
+
+import migration_lock
+import steps
+import supervision
+from conftest import ROOT, copy_product, wait_for
+from versions import (LAST, NAME, ROWS, STEPS, alter, ask, content, document, end, make, migrate, names, opened, saved, shipments,
+                      start, version, with_step)
+
+VERSIONS = range(1, LAST + 1)
+PENDING = ", ".join("%d %s" % (step.number, step.name) for step in STEPS)
+NOBODY = 65534                          # uid and gid of an unprivileged user
+
+
+@pytest.fixture
+def path(tmp_path):
+    """A database of today's version."""
+    return make(tmp_path / NAME)
+
+
+@pytest.fixture
+def first(tmp_path):
+    """A database of version 1."""
+    return make(tmp_path / NAME, 1)
+
+
+def told(path, command, *options, **more):
+    """The lines that a command tells."""
+    done = migrate(path, command, *options, **more)
+    return (done.out + done.err).splitlines()
+
+
+# status
+
+@pytest.mark.parametrize("number", VERSIONS)
+def test_status_tells_the_version_and_the_steps_that_lead_on(tmp_path, number):
+    path = make(tmp_path / NAME, number)
+    pending = ["%d %s" % (step.number, step.name) for step in STEPS[number:]]
+    lines = ["%s: version %d of %d" % (path, number, LAST), "pending: " + (", ".join(pending) or "none")]
+    lines.append("backups: 0")
+    if pending:
+        lines.append("next: python3 migrate.py %s plan" % path)
+    assert migrate(path, "status") == (int(bool(pending)), "\n".join(lines) + "\n", "")
+
+
+@pytest.mark.parametrize("number", VERSIONS)
+def test_status_tells_the_same_as_json(tmp_path, number):
+    path = make(tmp_path / NAME, number)
+    pending = [{"number": step.number, "name": step.name} for step in STEPS[number:]]
+    assert document(path, "status") == (int(bool(pending)), {
+        "database": str(path), "state": "behind" if pending else "current", "version": number, "wanted": LAST,
+        "pending": pending, "faults": [], "drift": [], "notes": [], "running": None, "backups": []})
+
+
+def test_a_database_that_does_not_exist_is_behind_by_all_steps(tmp_path):
+    path = tmp_path / NAME
+    assert migrate(path, "status") == (1, "{0}: version 0 of {1}, not made yet\npending: {2}\nbackups: 0\n"
+                                       "next: python3 migrate.py {0} plan\n".format(path, LAST, PENDING), "")
+    assert names(tmp_path) == []
+
+
+def test_an_empty_file_is_behind_by_all_steps(tmp_path):
+    (tmp_path / NAME).touch()
+    assert migrate(tmp_path / NAME, "status").code == 1
+    assert migrate(tmp_path / NAME, "apply").code == 0 and version(tmp_path / NAME) == LAST
+
+
+COMMANDS = [("status", 3), ("plan", 3), ("apply", 1), ("verify", 3), ("repair", 1)]
+
+
+@pytest.mark.parametrize("command, code", COMMANDS)
+def test_a_file_that_is_no_database_is_left_alone(tmp_path, command, code):
+    path = tmp_path / NAME
+    path.write_text("reference,carrier\n" * 1000)
+    assert migrate(path, command) == (code, "", "migrate.py: %s: file is not a database: it is no SQLite file, or damaged; "
+                                                "name another, or restore a backup\n" % path)
+    assert names(tmp_path) == [NAME] and path.read_text() == "reference,carrier\n" * 1000
+
+
+@pytest.mark.parametrize("command, code", COMMANDS)
+def test_a_folder_is_told_to_be_one(tmp_path, command, code):
+    done = migrate(tmp_path, command)
+    assert done.code == code and "%s is a folder" % tmp_path in done.err, done
+
+
+@pytest.mark.parametrize("command, code", [("status", 3), ("plan", 3), ("apply", 1), ("verify", 1), ("repair", 1)])
+@pytest.mark.parametrize("sql, words", [
+    ("CREATE TABLE orders (id INTEGER PRIMARY KEY)", "it is no shipments database: it has no table shipments"),
+    ("CREATE TABLE orders (id INTEGER PRIMARY KEY); PRAGMA user_version = 2", "it has no table shipments"),
+    ("CREATE TABLE shipments (id INTEGER PRIMARY KEY)", "it has tables and user_version 0, so none of the steps made it"),
+])
+def test_a_database_of_something_else_is_left_alone(tmp_path, sql, words, command, code):
+    path = alter(tmp_path / NAME, sql)
+    before = content(path)
+    done = migrate(path, command)
+    assert done.code == code and words in done.out + done.err
+    assert content(path) == before and names(tmp_path) == [NAME]
+
+
+# (what somebody did to the record, what is said of it)
+DISPUTED = [
+    ("PRAGMA user_version = 2", "user_version is 2, and the table migrations records the steps 1, 2, 3, 4"),
+    ("PRAGMA user_version = 0", "it has tables and user_version 0"),
+    ("PRAGMA user_version = 9", "version 9 is unknown: this folder's steps end with 4"),
+    ("INSERT INTO migrations VALUES (5, 'do_more', 'x', 'y', 'migrate.py 9', 0); PRAGMA user_version = 5",
+     "version 5 is unknown: this folder's steps end with 4; use the release that made it, or restore a backup"),
+    ("DELETE FROM migrations", "user_version is 4, and the table migrations records no step"),
+    ("DROP TABLE migrations", "user_version is 4, and the table migrations records no step"),
+    ("DELETE FROM migrations WHERE number = 2", "user_version is 4, and the table migrations records the steps 1, 3, 4"),
+    ("DELETE FROM migrations WHERE number = 4", "user_version is 4, and the table migrations records the steps 1, 2, 3"),
+    ("UPDATE migrations SET hash = 'e3b0c44298fc1c149afb' WHERE number = 2",
+     "step 2 (add_change_times) was edited after it was applied"),
+    ("UPDATE migrations SET name = 'add_times' WHERE number = 2",
+     "step 2 was applied as add_times, and is add_change_times in " + str(ROOT / "migrations")),
+    ("ALTER TABLE migrations RENAME COLUMN hash TO sum", "its table migrations has the columns number, name, sum, "),
+    ("DROP TABLE migrations; CREATE TABLE migrations (id, applied)", "its table migrations has the columns id, applied, wanted number, "),
+    ("DROP TABLE migrations; CREATE VIEW migrations AS SELECT 1 AS number", "no step"),
+]
+
+
+@pytest.mark.parametrize("sql, words", DISPUTED)
+def test_a_record_that_was_changed_by_hand_is_told_and_nothing_is_done(path, tmp_path, sql, words):
+    before = content(alter(path, sql))
+    for command, code in COMMANDS[:3] + COMMANDS[4:]:
+        done = migrate(path, command)
+        assert done.code == code and words in done.out + done.err, done
+    assert content(path) == before and names(tmp_path) == [NAME]
+
+
+def test_a_disputed_record_is_unknown_in_json(path):
+    alter(path, "PRAGMA user_version = 9")
+    code, found = document(path, "status")
+    assert (code, found["state"], found["version"], found["pending"]) == (3, "unknown", 9, [])
+    assert found["faults"][0].startswith("version 9 is unknown")
+
+
+def test_a_step_that_was_edited_after_it_was_applied_is_refused_with_both_hashes(tmp_path):
+    path, folder = make(tmp_path / NAME, 2), with_step(tmp_path, "SELECT 1;")
+    file = folder / "0002_add_change_times.sql"
+    file.write_text(file.read_text() + "-- a harmless word\n")
+    done = migrate(path, "apply", folder=folder)
+    assert done.code == 1 and "step 2 (add_change_times) was edited after it was applied at 20" in done.err
+    assert "its hash was %.12s, that of %s is " % (STEPS[1].hash, file) in done.err and "put the old file back" in done.err
+    assert version(path) == 2 and names(tmp_path) == ["migrations", NAME]
+
+
+# (what was done by hand, what is told of it)
+CHANGED = [
+    (4, "DROP TRIGGER shipments_update", "trigger shipments_update is missing"),
+    (2, "DROP TRIGGER shipments_stamp", "trigger shipments_stamp is missing"),
+    (4, "DROP TRIGGER shipments_insert; CREATE TRIGGER shipments_insert AFTER INSERT ON shipments BEGIN SELECT 1; END",
+     "trigger shipments_insert differs from what the steps make"),
+    (1, "DROP INDEX shipments_status", "index shipments_status is missing"),
+    (4, "DROP INDEX shipments_due; CREATE INDEX shipments_due ON shipments (promised_at)",
+     "index shipments_due differs from what the steps make"),
+    (4, "DROP VIEW facts", "view facts is missing"),
+    (1, "ALTER TABLE shipments RENAME COLUMN carrier TO haulier", "column shipments.carrier is missing"),
+    (4, "ALTER TABLE shipments RENAME COLUMN cost TO price", "column shipments.cost is missing"),
+    (3, "ALTER TABLE shipments ADD COLUMN remark TEXT", "column shipments.remark is extra"),
+    (4, "DROP TABLE rollup_hour", "table rollup_hour is missing"),
+    (1, "CREATE TRIGGER audit AFTER INSERT ON shipments BEGIN SELECT 1; END", "trigger audit is extra"),
+    (3, "PRAGMA writable_schema = ON; UPDATE sqlite_master SET sql = replace(sql, 'BETWEEN 0 AND', 'BETWEEN -1 AND')",
+     "constraints or defaults of table shipments differ from what the steps make"),
+]
+
+
+@pytest.mark.parametrize("number, sql, words", CHANGED)
+def test_a_schema_that_was_changed_by_hand_is_told_and_no_step_is_done(tmp_path, number, sql, words):
+    path = alter(make(tmp_path / NAME, number), sql)
+    before = content(path)
+    status = migrate(path, "status")
+    assert status.code == 3 and "changed by hand: %s\n" % words in status.out
+    for command, code in (("plan", 3), ("apply", 1)):
+        done = migrate(path, command)
+        assert done.code == code and "%s was changed by hand since version %d: " % (path, number) in done.err and words in done.err
+        assert "nothing was changed" in done.err and "'migrate.py %s repair'" % path in done.err
+    assert content(path) == before and names(tmp_path) == [NAME]
+
+
+@pytest.mark.parametrize("sql, words", [
+    ("CREATE INDEX by_origin ON shipments (origin)", "index by_origin is extra"),
+    ("CREATE TABLE notes (text)", "table notes is extra"),
+    ("CREATE VIEW late AS SELECT * FROM shipments", "view late is extra"),
+])
+def test_what_somebody_added_without_harm_is_only_noted(path, sql, words):
+    alter(path, sql)
+    assert migrate(path, "status").code == 0
+    assert document(path, "status")[1]["notes"] == [words]
+    assert migrate(path, "apply").code == 0
+
+
+# The files of the steps
+
+@pytest.mark.parametrize("change, words", [
+    (lambda folder: (folder / "0002_add_change_times.sql").unlink(), "holds step 3, but no step 2; copy the whole folder again"),
+    (lambda folder: (folder / "0004_add_more.sql").write_text("SELECT 1;"), "the number 4 is there twice; renumber the newer one"),
+    (lambda folder: (folder / "0005.sql").write_text("SELECT 1;"), "0005.sql is not named NNNN_verb_noun.sql; rename it"),
+    (lambda folder: (folder / "0005_Add_more.sql").write_text("SELECT 1;"), "is not named NNNN_verb_noun.sql; rename it"),
+    (lambda folder: (folder / "0005_add_more.sql").write_text("-- Nothing."), "it has no statement"),
+    (lambda folder: [file.unlink() for file in folder.iterdir()], "holds no steps; copy the whole folder again"),
+    (shutil.rmtree, "No such file or directory; copy the whole folder again"),
+])
+def test_a_folder_of_steps_that_is_not_whole_is_told(first, tmp_path, change, words):
+    folder, before = with_step(tmp_path, "SELECT 1;"), content(first)
+    (folder / "0005_try_something.sql").unlink()
+    change(folder)
+    for command, code in (("status", 3), ("plan", 3), ("apply", 1)):
+        done = migrate(first, command, folder=folder)
+        assert done.code == code and str(folder) in done.err and words in done.err and done.out == "", done
+    assert content(first) == before
+
+
+def test_files_that_are_no_steps_do_not_count(first, tmp_path):
+    folder = with_step(tmp_path, "SELECT 1;")
+    (folder / "README").write_text("how to write one")
+    assert document(first, "status", folder=folder)[1]["wanted"] == LAST + 1
+
+
+# As another user
+
+@pytest.fixture
+def public():
+    """A folder that everybody may look into and nobody but root may write; /tmp and those of pytest are not such."""
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="test_migrate_"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(str(folder))
+
+
+def as_nobody(folder, *argv):
+    """A run as an unprivileged user of a copy of the product in the folder."""
+    product = folder / "product"
+    if not product.is_dir():
+        product.mkdir()
+        copy_product(product)
+    nobody = ("setpriv", "--reuid", str(NOBODY), "--regid", str(NOBODY), "--clear-groups", "/usr/bin/python3", "-B")
+    return end(start(*argv, product=product, command=nobody))
+
+
+def test_who_may_only_read_is_told_status_and_plan(public):
+    path = make(public / NAME, 1)
+    assert as_nobody(public, path, "status").out.startswith("%s: version 1 of %d\n" % (path, LAST))
+    assert as_nobody(public, path, "plan").code == 0
+    assert names(public) == ["product", NAME]
+
+
+def test_who_may_not_read_is_told_that(public):
+    path = make(public / NAME, 1)
+    path.chmod(0o600)
+    done = as_nobody(public, path, "status")
+    assert done.code == 3 and "may not be read" in done.err and done.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("mode, file_mode", [(0o755, 0o644), (0o755, 0o666), (0o777, 0o644)])
+def test_who_may_not_write_file_and_folder_is_told_so_and_changes_nothing(public, mode, file_mode):
+    (public / "data").mkdir()
+    path = make(public / "data" / NAME, 1)
+    path.parent.chmod(mode)
+    path.chmod(file_mode)
+    before = path.read_bytes()
+    done = as_nobody(public, path, "apply")
+    assert done.code == 1 and "grant it" in done.err and done.err.count("\n") == 1, done
+    assert path.read_bytes() == before and names(path.parent) == [NAME]
+
+
+# plan
+
+@pytest.mark.parametrize("number", VERSIONS)
+def test_a_plan_changes_nothing(tmp_path, number):
+    path = make(tmp_path / NAME, number)
+    os.utime(str(path), (1, 1))
+    before = path.read_bytes(), os.stat(str(path)), os.stat(str(tmp_path)).st_mtime_ns
+    assert migrate(path, "plan").code == 0
+    assert names(tmp_path) == [NAME]
+    after = path.read_bytes(), os.stat(str(path)), os.stat(str(tmp_path)).st_mtime_ns
+    assert after[0] == before[0] and after[1].st_mtime_ns == before[1].st_mtime_ns and after[2] == before[2]
+
+
+def test_a_plan_for_a_database_that_does_not_exist_makes_none(tmp_path):
+    done = migrate(tmp_path / NAME, "plan")
+    assert done.code == 0 and done.out.startswith("%s: version 0, to %d in %d steps\n" % (tmp_path / NAME, LAST, LAST))
+    assert names(tmp_path) == []
+
+
+def test_a_plan_shows_every_statement_that_apply_will_run(first):
+    out = migrate(first, "plan").out
+    place = 0
+    for statement in [statement for step in STEPS[1:] for statement in step.settings + step.statements]:
+        place = out.index("\n%s\n" % statement, place) + 1
+    assert out.endswith("next: rehearse on a copy (docs/migrations.md), then python3 migrate.py %s apply\n" % first)
+
+
+def test_a_plan_stops_on_the_way_where_it_is_told_to(first):
+    out = migrate(first, "plan", "--to", 2).out
+    assert out.startswith("%s: version 1, to 2 in 1 steps\n" % first) and "step 2" in out and "step 3" not in out
+
+
+def test_a_plan_for_today_s_version_says_that_it_is(path):
+    assert migrate(path, "plan") == (0, "%s: version %d, up to date\n" % (path, LAST), "")
+
+
+def test_a_plan_tells_the_rows_that_each_step_touches(tmp_path):
+    touched = [item["touches"] for item in document(make(tmp_path / NAME, 1), "plan")[1]["steps"]]
+    assert [item["shipments"] for item in touched] == [
+        {"rows": 6, "how": ["indexed", "read", "updated"]},
+        {"rows": 6, "how": ["deleted", "dropped", "indexed", "read"]},
+        {"rows": 6, "how": ["indexed", "read"]}]
+    assert "  shipments: 6 rows indexed, read, updated\n" in migrate(tmp_path / NAME, "plan").out
+
+
+def test_a_plan_is_told_as_json_too(tmp_path):
+    path = make(tmp_path / NAME, 2)
+    code, plan = document(path, "plan", "--to", 3)
+    step, = plan.pop("steps")
+    disk, = plan.pop("disks")
+    assert code == 0 and plan == {"database": str(path), "version": 2, "to": 3, "backup_bytes": path.stat().st_size,
+                                  "seconds": plan["seconds"]}
+    assert set(step) == {"number", "name", "purpose", "sql", "touches", "disk_bytes", "seconds", "refused", "refused_rows"}
+    assert (step["number"], step["sql"]) == (3, STEPS[2].settings + STEPS[2].statements)
+    assert (step["refused"], step["refused_rows"]) == ([], 0)
+    assert disk["folder"] == str(tmp_path) and disk["needed"] > path.stat().st_size + step["disk_bytes"]
+    assert abs(disk["free"] - shutil.disk_usage(str(tmp_path)).free) < 1 << 30
+
+
+def test_rows_that_a_step_cannot_take_are_told_before(tmp_path):
+    path = alter(make(tmp_path / NAME, 2), "UPDATE shipments SET status = 'lost' WHERE id IN (2, 4)")
+    lines = "reference 'R1': status 'lost' is no status; reference 'R3': status 'lost' is no status"
+    assert "  CANNOT TAKE 2 rows: " + lines in told(path, "plan")
+    step = document(path, "plan")[1]["steps"][0]
+    assert (step["refused"], step["refused_rows"]) == (lines.split("; "), 2)
+
+
+def test_only_the_first_of_many_refused_rows_are_told_one_by_one(tmp_path):
+    path = alter(make(tmp_path / NAME, 2), "WITH n AS (SELECT 1 AS i UNION ALL SELECT i + 1 FROM n LIMIT 20) "
+                                           "INSERT INTO shipments (reference, status) SELECT 'X' || i, 'lost' FROM n")
+    line, = [line for line in told(path, "plan") if "CANNOT" in line]
+    assert line.startswith("  CANNOT TAKE 20 rows: reference 'X1'") and line.endswith("; and 10 more")
+    assert line.count("is no status") == 10
+
+
+def test_what_only_a_later_step_can_tell_is_said_to_be_so(first):
+    assert "  rows that it cannot take: known only when the step before is done" in told(first, "plan", "--to", 3)
+    assert [step["refused"] for step in document(first, "plan", "--to", 3)[1]["steps"]] == [[], None]
+
+
+Usage = collections.namedtuple("Usage", "total used free")
+
+
+def test_too_little_disk_is_told_by_the_plan_and_refused_before_the_start(first, tmp_path):
+    with mock.patch.object(shutil, "disk_usage", lambda place: Usage(10 ** 9, 10 ** 9, 12345678)):
+        line, = [line for line in told(first, "plan") if line.startswith("disk of")]
+        assert line.startswith("disk of %s: " % tmp_path) and line.endswith(" needed at most, 12 MB free: TOO LITTLE")
+        done = migrate(first, "apply")
+    assert done.code == 1 and done.out == ""
+    assert done.err.startswith("migrate.py: disk full: %s has 12 MB free, backup and steps take " % tmp_path)
+    assert "--backup-dir; nothing was changed\n" in done.err
+    assert version(first) == 1 and names(tmp_path) == [NAME]
+
+
+def test_the_backup_s_disk_counts_apart_from_the_database_s(first, tmp_path):
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as other:
+        disks = document(first, "plan", "--backup-dir", other)[1]["disks"]
+    assert [disk["folder"] for disk in disks] == [str(tmp_path), other]
+
+
+@pytest.mark.parametrize("command, code", [("plan", 1), ("apply", 1)])
+def test_a_version_that_no_step_leads_to_is_refused(path, command, code):
+    done = migrate(path, command, "--to", 9)
+    assert done == (code, "", "migrate.py: there is no version 9: the steps end with 4\n")
+
+
+@pytest.mark.parametrize("command", ["plan", "apply"])
+def test_no_step_leads_back(path, command):
+    before = content(path)
+    assert migrate(path, command, "--to", 2) == (
+        1, "", "migrate.py: {0} is at version 4, and steps never lead back; 'migrate.py {0} restore' puts a backup back\n".format(path))
+    assert content(path) == before
+
+
+@pytest.mark.parametrize("argv", [
+    [], ["x.db"], ["x.db", "upgrade"], ["x.db", "status", "--to", "2"], ["x.db", "apply", "--to", "0"], ["x.db", "apply", "--to", "two"],
+    ["x.db", "apply", "y.backup"], ["x.db", "apply", "--wait", "-1"], ["x.db", "apply", "--keep", "0"], ["x.db", "apply", "--kee", "3"],
+    ["x.db", "status", "--format", "xml"]])
+def test_wrong_usage_is_said_to_be_that(argv):
+    done = migrate(*argv)
+    assert done.code == 2 and done.out == "" and done.err.startswith("usage: migrate.py DB status|plan|apply|verify|repair|restore")
