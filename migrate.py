@@ -596,7 +596,11 @@ def parse(argv):
         help="for another process that holds the lock (default %d)" % BUSY_SECONDS)
     add("--keep", metavar="N", type=bounded(int, 1), default=KEEP, help="backups that apply leaves (default %d)" % KEEP)
     add("--backup-dir", metavar="DIR", type=os.path.realpath, help="where backups are (default: beside the database)")
-    args = parser.parse_args(argv)
+    args, rest = parser.parse_known_args(argv)
+    if args.command == "restore" and not args.backup and rest and not rest[0].startswith("-"):
+        args.backup = os.path.realpath(rest.pop(0))     # behind an option argparse does not expect it
+    if rest:
+        parser.error("unrecognized arguments: " + " ".join(rest))
     if args.backup and args.command != "restore":
         parser.error("%s takes no BACKUP" % args.command)
     if args.to and args.command not in ("plan", "apply"):
