@@ -138,6 +138,8 @@ def heal(args):
 @contextlib.contextmanager
 def alone(args):
     """Holds the migration lock on a healed database; gives the function that sets its note. Raises Refused or Unknown."""
+    if os.path.exists(args.db) and not os.access(args.db, os.W_OK):     # SQLite would find out only at the first change
+        raise Refused("%s may not be written by uid %d; run as its owner, or grant it" % (args.db, os.geteuid()))
     try:
         with migration_lock.hold(args.db) as say:
             heal(args)
@@ -253,8 +255,11 @@ def unproven(db, before, declared, wanted):
 
 
 def prove(db, what, before, declared, wanted):
-    """Raises Refused where something is not as it should be; the caller rolls back."""
-    found = list(unproven(db, before, declared, wanted))
+    """Raises Refused or sqlite3.Error where something is not as it should be; the caller rolls back."""
+    try:
+        found = list(unproven(db, before, declared, wanted))
+    except sqlite3.Error as error:      # of a view or rollup that can no longer be read, too
+        raise type(error)("%s was rolled back: %s" % (what, error))
     if found:
         raise Refused("%s was rolled back: %s" % (what, some(found)))
 
@@ -271,7 +276,8 @@ def execute(db, step):
         try:
             db.execute(statement)
         except sqlite3.Error as error:
-            raise type(error)("%s was rolled back at statement %d of %d: %s" % (title(step), number, len(step.statements), error))
+            words = " ".join(str(error).split())    # a CHECK is quoted with its line ends
+            raise type(error)("%s was rolled back at statement %d of %d: %s" % (title(step), number, len(step.statements), words))
 
 
 def require_others(db, step, others):
