@@ -83,6 +83,19 @@ class Smoke(unittest.TestCase):
         rows = sqlite3.connect(str(self.database)).execute("SELECT reference, status, delivered_at FROM shipments ORDER BY 1")
         self.assertEqual(rows.fetchall(), [("7", "delivered", "2026-03-04"), ("8", "in_transit", None)])
 
+    def test_the_first_version_is_brought_to_todays_and_back(self):
+        self.run_tool("migrate.py", "shipments.db", "apply", "--to", "1")
+        connection = sqlite3.connect(str(self.database), isolation_level=None)
+        connection.execute("INSERT INTO shipments (reference, status) VALUES ('A', 'pending')")
+        connection.close()
+        self.assertIn("migrate.py", self.run_tool("metrics_service.py", "--env-file", "metrics.env", "--check", expect=78))
+        self.run_tool("migrate.py", "shipments.db", "status", expect=1)
+        self.run_tool("migrate.py", "shipments.db", "apply")
+        self.run_tool("migrate.py", "shipments.db", "verify")
+        self.run_tool("metrics_service.py", "--env-file", "metrics.env", "--check")
+        self.run_tool("migrate.py", "shipments.db", "restore")
+        self.run_tool("migrate.py", "shipments.db", "status", expect=1)
+
     def test_the_service_is_started_checked_restarted_and_stopped(self):
         self.seed()
         self.run_tool("restart", "status", expect=3)
