@@ -232,10 +232,13 @@ def prepare(db, step):
 
 
 def rehearse(db, step):
-    """Runs a step, no more, on a database that holds nothing of value."""
-    prepare(db, step)
-    for statement in step.statements:
-        db.execute(statement)
+    """Runs a step, no more, on a database that holds nothing of value. Raises StepError."""
+    try:
+        prepare(db, step)
+        for statement in step.statements:
+            db.execute(statement)
+    except sqlite3.Error as error:
+        raise StepError("%s fails even in an empty database: %s; mend the file" % (step.path, error))
     db.execute("PRAGMA user_version = %d" % step.number)
 
 
@@ -244,10 +247,7 @@ def built(steps):
     """A database in memory that went through these steps. Raises StepError."""
     with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as db:
         for step in steps:
-            try:
-                rehearse(db, step)
-            except sqlite3.Error as error:
-                raise StepError("%s fails even in an empty database: %s; mend the file" % (step.path, error))
+            rehearse(db, step)
         yield db
 
 
