@@ -399,3 +399,239 @@ def test_no_step_leads_back(path, command):
 def test_wrong_usage_is_said_to_be_that(argv):
     done = migrate(*argv)
     assert done.code == 2 and done.out == "" and done.err.startswith("usage: migrate.py DB status|plan|apply|verify|repair|restore")
+
+
+# apply
+
+@pytest.mark.parametrize("number", VERSIONS)
+def test_a_database_of_any_version_comes_to_today_s_with_every_row(tmp_path, number):
+    path = make(tmp_path / NAME, number)
+    before = shipments(path)
+    assert len(before) == len(ROWS)
+    assert end(start(path, "apply")).code == 0
+    assert version(path) == LAST and shipments(path) == before
+    assert migrate(path, "verify").code == 0
+    assert [record[:3] for record in ask(path, "SELECT number, name, hash FROM migrations")] == [step[:2] + (step.hash,) for step in STEPS]
+
+
+def test_apply_tells_the_backup_and_each_step(first, tmp_path):
+    lines = told(first, "apply")
+    backup, = saved(tmp_path)
+    assert lines[0] == "backup: %s, %d kB, found sound" % (backup, backup.stat().st_size // 1000)
+    assert [line.rpartition(":")[0] for line in lines[1:]] == ["step %d (%s)" % step[:2] for step in STEPS[1:]] + [str(first)]
+    assert lines[-1] == "%s: version %d" % (first, LAST)
+
+
+def test_apply_tells_the_same_as_json(first):
+    code, found = document(first, "apply", "--to", 3)
+    seconds = [step.pop("seconds") for step in found["steps"]]
+    assert found.pop("backups") == [str(backup) for backup in saved(first.parent)]
+    assert code == 0 and all(0 <= each < 10 for each in seconds)
+    assert found == {"database": str(first), "from": 1, "to": 3,
+                     "steps": [{"number": 2, "name": "add_change_times"}, {"number": 3, "name": "constrain_shipments"}]}
+
+
+def test_each_step_is_recorded_with_its_time_tool_and_duration(first):
+    before = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    migrate(first, "apply")
+    for applied_at, tool, seconds in ask(first, "SELECT applied_at, tool, seconds FROM migrations WHERE number > 1"):
+        assert before <= applied_at <= time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        assert tool == "migrate.py 0.1.0" and 0 <= seconds < 10
+
+
+def test_apply_stops_on_the_way_where_it_is_told_to_and_goes_on_from_there(first):
+    assert migrate(first, "apply", "--to", 3).code == 0
+    assert version(first) == 3 and migrate(first, "status").code == 1
+    assert migrate(first, "apply").code == 0 and version(first) == LAST
+
+
+def test_a_second_apply_finds_nothing_to_do_and_makes_no_backup(path, tmp_path):
+    before = path.read_bytes()
+    assert migrate(path, "apply") == (0, "%s: version %d, up to date\n" % (path, LAST), "")
+    assert path.read_bytes() == before and names(tmp_path) == [NAME]
+
+
+@pytest.mark.parametrize("number", VERSIONS)
+def test_a_database_is_made_from_nothing_at_any_version(tmp_path, number):
+    path = tmp_path / NAME
+    assert migrate(path, "apply", "--to", number).code == 0
+    assert version(path) == number and names(tmp_path) == [NAME]
+    with opened(path) as db:
+        db.execute("INSERT INTO shipments (reference, status) VALUES ('a', 'pending')")
+    assert migrate(path, "verify").code == 0
+
+
+def test_a_link_to_a_database_is_followed(first, tmp_path):
+    (tmp_path / "data").mkdir()
+    first.rename(tmp_path / "data" / NAME)
+    first.symlink_to(tmp_path / "data" / NAME)
+    assert migrate(first, "apply").code == 0
+    assert names(tmp_path) == ["data", NAME] and first.is_symlink() and version(first) == LAST
+
+
+# (a step of the future, why it is refused)
+REFUSED = [
+    ("DELETE FROM shipments WHERE id = 1;", "table shipments had 6 rows and has 5: -1, declared +0"),
+    ("-- rows: shipments -2\n-- rows: rollup_hour any\nDELETE FROM shipments WHERE id = 6;",
+     "table shipments had 6 rows and has 5: -1, declared -2"),
+    ("-- rows: shipments +1\nSELECT 1;", "table shipments had 6 rows and has 6: +0, declared +1"),
+    ("DROP TABLE departed; CREATE TABLE departed (x);", "step 5 (try_something) was rolled back: no such column: carrier"),
+    ("INSERT INTO rollup_transit VALUES ('A', 'air', 7, 1);", "rollup_transit"),
+    ("-- rows: notes any\nCREATE TABLE notes (shipment REFERENCES shipments); INSERT INTO notes VALUES (1), (77);",
+     "table notes, row 2 refers to a row of shipments that is not there"),
+    ("UPDATE shipments SET status = 'lost' WHERE id = 1;", "rolled back at statement 1 of 1: CHECK constraint failed"),
+    ("CREATE INDEX by_cost ON shipments (cost); CREATE UNIQUE INDEX one ON shipments (carrier);",
+     "rolled back at statement 2 of 2: UNIQUE constraint failed: shipments.carrier"),
+    ("CREATE INDEX by_cost ON shipments (cost); CREATE INDEX nowhere ON shipments (nowhere);", "0005_try_something.sql fails even in an empty database: "),
+    ("CREATE INDEX by_cost ON shipments (cost); nonsense;", "syntax error"),
+    ("UPDATE rollup_lane SET late = late + 1 WHERE carrier = 'B' AND mode = 'rail';",
+     "rollup_lane carrier='B', mode='rail', status='in_transit': stored "),
+    ("-- refuse: SELECT 'reference ' || reference || ' weighs ' || weight_kg FROM shipments WHERE weight_kg < 1;\nSELECT 1;",
+     "step 5 (try_something) cannot take 1 rows: reference R0 weighs 0.1; mend them"),
+]
+
+
+@pytest.mark.parametrize("sql, words", REFUSED)
+def test_a_step_that_does_what_it_must_not_is_rolled_back_and_said_why(path, tmp_path, sql, words):
+    before, folder = content(path), with_step(tmp_path, sql)
+    done = migrate(path, "apply", folder=folder)
+    assert done.code == 1 and words in done.err and done.err.count("\n") == 1, done
+    assert "step 5" in done.err or "0005_try_something.sql" in done.err, done
+    assert content(path) == before and migrate(path, "verify").code == 0
+    assert set(names(tmp_path)) - {backup.name for backup in saved(tmp_path)} == {"migrations", NAME}
+
+
+@pytest.mark.parametrize("sql", [sql for sql, _ in REFUSED])
+def test_once_such_a_step_is_mended_the_next_apply_does_it(path, tmp_path, sql):
+    migrate(path, "apply", folder=with_step(tmp_path, sql))
+    assert migrate(path, "apply", folder=with_step(tmp_path, "CREATE INDEX by_cost ON shipments (cost);")).code == 0
+    assert version(path) == 5
+
+
+def test_a_plan_tells_of_a_step_that_cannot_work_at_all(path, tmp_path):
+    done = migrate(path, "plan", folder=with_step(tmp_path, "CREATE INDEX nowhere ON shipments (nowhere);"))
+    assert done.code == 3 and "0005_try_something.sql fails even in an empty database: " in done.err
+
+
+def test_the_steps_before_one_that_fails_stay(tmp_path):
+    path = make(tmp_path / NAME, 2)
+    alter(path, "UPDATE shipments SET carrier = 'it''s' WHERE id = 1")
+    before = shipments(path)
+    folder = with_step(tmp_path, "CREATE UNIQUE INDEX one ON shipments (carrier);")
+    assert migrate(path, "apply", folder=folder).code == 1
+    assert version(path) == LAST and shipments(path) == before and migrate(path, "verify").code == 0
+
+
+@pytest.mark.parametrize("sql", [
+    "-- rows: shipments -1\n-- rows: rollup_hour any\nDELETE FROM shipments WHERE reference = 'R5';",
+    "-- rows: shipments any\n-- rows: rollup_hour any\nDELETE FROM shipments WHERE reference = 'R5';",
+    "-- Deletes.\n-- rows: SHIPMENTS -1\nDELETE FROM Shipments WHERE reference = 'R5';",
+])
+def test_a_step_may_delete_the_rows_that_it_declares(path, tmp_path, sql):
+    sql = "-- rows: rollup_lane any\n" + sql
+    assert migrate(path, "apply", folder=with_step(tmp_path, sql)).code == 0
+    assert [row[1] for row in shipments(path)] == ["R0", "R1", "R2", "R3", "R4"]
+
+
+@pytest.mark.parametrize("header, code", [("", 1), ("-- rows: notes -2\n", 0), ("-- rows: notes any\n", 0)])
+def test_a_table_with_rows_is_dropped_only_where_that_is_declared(path, tmp_path, header, code):
+    migrate(path, "apply", folder=with_step(tmp_path, "CREATE TABLE notes (text); INSERT INTO notes VALUES ('a'), ('b');"))
+    assert version(path) == 5
+    done = migrate(path, "apply", folder=with_step(tmp_path, header + "DROP TABLE notes;", number=6))
+    assert done.code == code
+    assert code == 0 or "step 6 (try_something) was rolled back: table notes had 2 rows and has 0: -2, declared +0" in done.err
+
+
+@pytest.mark.parametrize("theirs, sql", [
+    ("CREATE INDEX mine ON shipments (destination)", "CREATE INDEX IF NOT EXISTS mine ON shipments (origin);"),
+    ("CREATE TABLE mine (text, written_at)", "CREATE TABLE IF NOT EXISTS mine (text);"),
+])
+def test_a_step_that_leaves_another_schema_than_in_an_empty_database_is_rolled_back(path, tmp_path, theirs, sql):
+    before = content(alter(path, theirs))
+    done = migrate(path, "apply", folder=with_step(tmp_path, sql))
+    assert done.code == 1 and "step 5 (try_something) was rolled back: " in done.err and "mine" in done.err
+    assert content(path) == before
+
+
+@pytest.mark.parametrize("theirs", ["CREATE INDEX mine ON shipments (origin)", "CREATE INDEX mine ON shipments (exception_reason)"])
+def test_an_index_of_somebody_else_is_not_dropped_along_with_the_table(tmp_path, theirs):
+    path = alter(make(tmp_path / NAME, 2), theirs)
+    before = content(path)
+    done = migrate(path, "apply")
+    assert done.code == 1 and "step 3 (constrain_shipments) was rolled back: it would drop index mine, which no step made; " \
+                              "drop that, and make it again afterwards" in done.err
+    assert content(path) == before
+
+
+def test_a_table_and_a_view_of_somebody_else_come_through_all_steps(first):
+    alter(first, "CREATE TABLE notes (id INTEGER PRIMARY KEY, shipment INTEGER REFERENCES shipments ON DELETE CASCADE, text);"
+                 "INSERT INTO notes VALUES (1, 2, 'a'), (7, 5, 'b'); CREATE VIEW noted AS SELECT * FROM shipments JOIN notes "
+                 "ON notes.shipment = shipments.id")
+    before = ask(first, "SELECT reference, text FROM noted"), ask(first, "SELECT sql FROM sqlite_master WHERE name LIKE 'note%'")
+    assert migrate(first, "apply").code == 0
+    assert (ask(first, "SELECT reference, text FROM noted"),
+            ask(first, "SELECT sql FROM sqlite_master WHERE name LIKE 'note%'")) == before
+    assert migrate(first, "verify").code == 0
+
+
+def test_what_refers_to_nothing_already_is_told_before_anything_is_changed(first, tmp_path):
+    alter(first, "CREATE TABLE notes (shipment REFERENCES shipments); INSERT INTO notes VALUES (77)")
+    before = content(first)
+    done = migrate(first, "apply")
+    assert done.code == 1 and "is broken already: table notes, row 1 refers to a row of shipments that is not there" in done.err
+    assert content(first) == before and names(tmp_path) == [NAME]
+
+
+def test_a_step_may_change_the_journal_mode_before_its_transaction(path, tmp_path):
+    assert migrate(path, "apply", folder=with_step(tmp_path, "PRAGMA journal_mode = WAL;\nSELECT 1;")).code == 0
+    assert ask(path, "PRAGMA journal_mode") == [("wal",)] and version(path) == 5
+    folder = with_step(tmp_path, "PRAGMA journal_mode = DELETE;\nCREATE INDEX by_cost ON shipments (cost);", number=6)
+    assert migrate(path, "apply", folder=folder).code == 0
+    assert ask(path, "PRAGMA journal_mode") == [("delete",)] and version(path) == 6
+    assert migrate(path, "verify", folder=folder).code == 0
+
+
+@pytest.mark.parametrize("number", VERSIONS)
+def test_a_database_with_a_write_ahead_log_stays_one(tmp_path, number):
+    path = alter(make(tmp_path / NAME, number), "PRAGMA journal_mode = WAL")
+    before = shipments(path)
+    assert migrate(path, "apply").code == 0 and migrate(path, "verify").code == 0
+    assert ask(path, "PRAGMA journal_mode") == [("wal",)] and shipments(path) == before and version(path) == LAST
+
+
+def test_a_step_may_have_semicolons_in_strings_comments_and_triggers(path, tmp_path):
+    folder = with_step(tmp_path, """-- Notes; with odd text.
+        CREATE TABLE notes (text DEFAULT 'a;b', "odd;name" /* ; */, [other;one]);  -- and; so on
+        INSERT INTO notes (text) VALUES ('it''s; --no comment'), ('/* none; either');
+        CREATE TRIGGER notes_stamp AFTER INSERT ON notes BEGIN
+          UPDATE notes SET text = CASE WHEN text = ';' THEN 'END;' ELSE text END; -- END;
+          INSERT INTO notes SELECT 'x', 'y', 'z' WHERE 0;
+        END;
+        ;
+        -- done;
+        """)
+    assert migrate(path, "apply", folder=folder).code == 0
+    assert ask(path, "SELECT text FROM notes") == [("it's; --no comment",), ("/* none; either",)]
+    alter(path, "INSERT INTO notes (text) VALUES (';')")
+    assert ask(path, "SELECT text FROM notes WHERE rowid = 3") == [("END;",)]
+
+
+def test_a_step_may_rebuild_shipments_although_a_view_and_triggers_refer_to_them(path, tmp_path):
+    before = shipments(path), sorted(ask(path, "SELECT type, name FROM sqlite_master"))
+    example = (ROOT / "docs" / "examples" / "rebuild.sql").read_bytes()
+    folder = with_step(tmp_path, example, name="lower_weights")
+    assert migrate(path, "apply", folder=folder).code == 0
+    assert (shipments(path), sorted(ask(path, "SELECT type, name FROM sqlite_master"))) == before
+    assert version(path) == 5 and migrate(path, "verify", folder=folder).code == 0
+    with opened(path) as db, pytest.raises(sqlite3.IntegrityError):
+        db.execute("UPDATE shipments SET weight_kg = 2e6")
+    alter(path, "UPDATE shipments SET status = 'delivered', delivered_at = '2026-01-11'; DELETE FROM shipments WHERE id = 2")
+    assert migrate(path, "verify", folder=folder).code == 0
+
+
+def test_rows_that_the_rebuild_cannot_take_are_named_and_stay(path, tmp_path):
+    before = content(alter(path, "UPDATE shipments SET weight_kg = 2e6 WHERE id = 3"))
+    folder = with_step(tmp_path, (ROOT / "docs" / "examples" / "rebuild.sql").read_bytes(), name="lower_weights")
+    done = migrate(path, "apply", folder=folder)
+    assert done.code == 1 and "step 5 (lower_weights) cannot take 1 rows: reference 'R2': weight_kg 2000000.0 is more than 1e6" in done.err
+    assert content(path) == before and saved(tmp_path) == []
