@@ -328,7 +328,7 @@ def test_the_example_env_file_is_accepted(tmp_path):
 
 
 COMMANDS = {"metrics_service.py": [sys.executable], "health_check.py": [sys.executable], "seed.py": [sys.executable],
-            "restart_service.sh": ["bash"]}
+            "migrate.py": [sys.executable], "restart_service.sh": ["bash"]}
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))

@@ -318,6 +318,10 @@ def test_incident_3_answers_500_and_names_the_column_until_its_page_is_followed_
         code, output = installed.check()
         assert code == 1
         assert quoted(NO_COLUMN, output.splitlines()[0])
+        code, output = installed.shell("python3 migrate.py shipments.db status")
+        assert code == 3
+        assert {"changed by hand: column shipments.carrier is missing",
+                "changed by hand: column shipments.carrier_name is extra"} <= set(output.splitlines())
         started = time.monotonic()
         code, output = installed.follow(NO_COLUMN)
         recovered = time.monotonic()
@@ -325,7 +329,7 @@ def test_incident_3_answers_500_and_names_the_column_until_its_page_is_followed_
     tell(3, detected_after_s=round(detected - renamed, 2), recovered_after_s=round(recovered - started, 2), rows=before[0],
          acknowledged=count, missing=len(missing))
     assert code == 0, output
-    assert "verified" in output and "metrics_service WARNING: log recovered" in output
+    assert "as its steps made it, sound" in output and "metrics_service WARNING: log recovered" in output
     assert quoted(NO_COLUMN, line_with("database_recovered", service.text()))
     assert (service.get("/metrics")[0], service.get("/livez")[1]["instance"]) == (200, instance)
     assert installed.fingerprint() == before and not missing
