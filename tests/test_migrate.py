@@ -635,3 +635,309 @@ def test_rows_that_the_rebuild_cannot_take_are_named_and_stay(path, tmp_path):
     done = migrate(path, "apply", folder=folder)
     assert done.code == 1 and "step 5 (lower_weights) cannot take 1 rows: reference 'R2': weight_kg 2000000.0 is more than 1e6" in done.err
     assert content(path) == before and saved(tmp_path) == []
+
+
+# Locks
+
+@contextlib.contextmanager
+def locked(path, *statements):
+    """A connection of this process in a transaction."""
+    with opened(path) as db:
+        for statement in statements:
+            db.execute(statement).fetchone()
+        yield db
+
+
+def waiting(path, process, at=""):
+    """Waits until a process holds the migration lock, with this in its note."""
+    def seen():
+        assert process.poll() is None, end(process)
+        return at in (migration_lock.running(str(path)) or "-")
+    wait_for(seen, "migrate.py to be at " + at)
+
+
+def test_a_second_apply_is_refused_and_names_the_first(first, tmp_path):
+    with locked(first, "BEGIN IMMEDIATE") as db:
+        apply = start(first, "apply")
+        waiting(first, apply, "at step 2")
+        done = end(start(first, "apply"))
+        assert done.code == 1 and done.out == ""
+        assert done.err.startswith("migrate.py: another migration of %s is running, held by pid %d (" % (first, apply.pid))
+        assert "apply" in done.err and done.err.endswith("; wait until it is done\n")
+        status = document(first, "status")[1]
+        assert status["running"] == "to version 4, at step 2 (add_change_times), by pid %d" % apply.pid
+        db.execute("ROLLBACK")
+    assert end(apply).code == 0 and version(first) == LAST and len(saved(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("command", ["restore", "repair"])
+def test_neither_repair_nor_restore_gets_in_between(first, command):
+    with locked(first, "BEGIN IMMEDIATE"):
+        apply = start(first, "apply")
+        waiting(first, apply, "at step 2")
+        done = end(start(first, command))
+        apply.kill()
+        apply.communicate()
+    assert done.code == 1 and "another migration of %s is running, held by pid %d" % (first, apply.pid) in done.err
+
+
+def test_a_writer_is_waited_for(first):
+    with locked(first, "BEGIN IMMEDIATE", "UPDATE shipments SET carrier = 'late' WHERE id = 1") as db:
+        apply = start(first, "apply")
+        waiting(first, apply, "at step 2")
+        db.execute("COMMIT")
+    assert end(apply).code == 0
+    assert ask(first, "SELECT carrier FROM shipments WHERE id = 1") == [("late",)] and migrate(first, "verify").code == 0
+
+
+def test_a_writer_that_does_not_end_is_named_and_nothing_is_changed(first, tmp_path):
+    before = content(first)
+    with locked(first, "BEGIN IMMEDIATE"):
+        done = end(start(first, "apply", "--wait", 0.2))
+    assert done.code == 1 and done.err == (
+        "migrate.py: %s is locked, held by %s; waited 0.2 s: end that process, or try again with a longer --wait\n"
+        % (first, supervision.describe(os.getpid())))
+    assert content(first) == before and names(tmp_path) == [NAME]
+
+
+@pytest.mark.parametrize("command, code", [("status", 3), ("plan", 3), ("verify", 3), ("apply", 1), ("repair", 1)])
+def test_a_writer_in_its_commit_is_named_by_every_command(first, command, code):
+    with locked(first, "BEGIN EXCLUSIVE"):
+        done = end(start(first, command, "--wait", 0.1))
+    assert done.code == code and "is locked, held by pid %d (" % os.getpid() in done.err
+
+
+def test_a_reader_that_never_ends_is_named_at_the_commit_and_the_step_rolled_back(first, tmp_path):
+    before = content(first)
+    with locked(first, "BEGIN", "SELECT count(*) FROM shipments"):
+        done = end(start(first, "apply", "--wait", 0.2))
+    assert done.code == 1 and "is locked, held by pid %d (" % os.getpid() in done.err
+    assert content(first) == before and names(tmp_path) == [NAME, saved(tmp_path)[0].name]
+
+
+def refusal(path):
+    """What another process that reads is told."""
+    code = "import sqlite3, sys; sqlite3.connect(sys.argv[1], timeout=0).execute('SELECT count(*) FROM shipments')"
+    return subprocess.run([sys.executable, "-c", code, str(path)], stderr=subprocess.PIPE, universal_newlines=True).stderr
+
+
+def test_a_reader_at_the_commit_is_waited_for(first, tmp_path):
+    with locked(first, "BEGIN", "SELECT count(*) FROM shipments") as db:
+        apply = start(first, "apply")
+        wait_for(lambda: saved(tmp_path), "the backup")
+        wait_for(lambda: "locked" in refusal(first), "the commit, which lets no more readers in")
+        db.execute("COMMIT")
+    assert end(apply).code == 0 and version(first) == LAST
+
+
+STOPS = [(signal.SIGTERM, 143), (signal.SIGINT, 130)]
+
+
+@pytest.mark.parametrize("number, code", STOPS)
+def test_a_stop_while_waiting_ends_it_at_once_and_says_that_all_is_whole(first, tmp_path, number, code):
+    before = content(first)
+    with locked(first, "BEGIN IMMEDIATE"):
+        apply = start(first, "apply")
+        waiting(first, apply, "at step 2")
+        apply.send_signal(number)
+        assert end(apply) == (code, "", "migrate.py: stopped; %s is whole, at version 1\n" % first)
+    assert content(first) == before and names(tmp_path) == [NAME]
+
+
+SLOW = "CREATE TABLE sums (n);\nINSERT INTO sums SELECT count(*) FROM shipments a, %s;" % ", ".join(
+    "shipments b%d" % number for number in range(14))
+
+
+@pytest.mark.parametrize("number, code", STOPS)
+def test_a_stop_in_the_middle_of_a_step_rolls_it_back_and_the_next_apply_goes_on(tmp_path, number, code):
+    product = copy_product(pathlib.Path(tempfile.mkdtemp(dir=str(tmp_path))))
+    file = product / "migrations" / "0005_sum_up.sql"
+    file.write_text(SLOW)
+    path = make(tmp_path / NAME, 3)
+    before = shipments(path)
+    apply = start(path, "apply", product=product)
+    waiting(path, apply, "at step 5")
+    wait_for(lambda: str(apply.pid) in supervision.lock_holders(str(path)), "the step to begin")
+    apply.send_signal(number)
+    done = end(apply)
+    assert (done.code, done.err) == (code, "migrate.py: stopped; %s is whole, at version 4\n" % path)
+    assert version(path) == 4 and shipments(path) == before and migrate(path, "verify").code == 0
+    file.write_text("CREATE TABLE sums (n);")
+    assert end(start(path, "apply", product=product)).code == 0 and version(path) == 5
+
+
+def test_a_reader_sees_one_version_or_another_while_the_steps_run(first):
+    seen = set()
+    apply = start(first, "apply")
+    with opened(first) as db:
+        while apply.poll() is None:
+            db.execute("BEGIN")
+            number = db.execute("PRAGMA user_version").fetchone()[0]
+            records, = db.execute("SELECT count(*) FROM migrations").fetchone()
+            seen.add((number, records, db.execute("SELECT count(*) FROM shipments").fetchone()[0]))
+            db.execute("COMMIT")
+    assert end(apply).code == 0
+    assert seen <= {(number, number, len(ROWS)) for number in VERSIONS}
+
+
+def test_a_lock_file_that_a_killed_run_left_is_taken_over(first, tmp_path):
+    (tmp_path / (NAME + "-migration")).write_text("to version 4, by pid 1")
+    assert document(first, "status")[1]["running"] is None
+    assert migrate(first, "apply").code == 0
+    assert names(tmp_path) == [NAME, saved(tmp_path)[0].name]
+
+
+# verify
+
+@pytest.mark.parametrize("number", VERSIONS)
+def test_verify_finds_nothing_in_a_sound_database_and_counts_its_rows(tmp_path, number):
+    path = make(tmp_path / NAME, number)
+    before = path.read_bytes()
+    lines = told(path, "verify")
+    assert lines[0] == "%s: version %d, as its steps made it, sound" % (path, number)
+    assert "  shipments: 6 rows" in lines and "  migrations: %d rows" % number in lines
+    code, found = document(path, "verify")
+    assert (code, found["version"], found["differences"], found["rows"]["shipments"]) == (0, number, [], 6)
+    assert path.read_bytes() == before and names(tmp_path) == [NAME]
+
+
+DAMAGED = [
+    ("INSERT INTO rollup_transit VALUES ('A', 'air', 7, 1)", "refers to a row of transit_bounds that is not there"),
+    ("CREATE TABLE notes (shipment REFERENCES shipments); INSERT INTO notes VALUES (77)",
+     "table notes, row 1 refers to a row of shipments that is not there"),
+    ("UPDATE rollup_hour SET created = created + 1 WHERE hour = '2026-01-02T00'", "rollup_hour hour='2026-01-02T00': stored "),
+    ("DELETE FROM rollup_exception", "rollup_exception reason='': stored nothing, recomputed shipments=1"),
+    ("INSERT INTO departed (status) VALUES ('pending')", "departed: stored 1 rows, recomputed none"),
+    ("DROP TRIGGER shipments_update", "trigger shipments_update is missing"),
+    ("UPDATE migrations SET hash = 'x' WHERE number = 3", "step 3 (constrain_shipments) was edited after it was applied"),
+    ("PRAGMA ignore_check_constraints = ON; UPDATE shipments SET status = 'lost' WHERE id = 6", "CHECK constraint failed in shipments"),
+    ("PRAGMA writable_schema = ON; DELETE FROM sqlite_master WHERE name = 'shipments_due'", "index shipments_due is missing"),
+]
+
+
+@pytest.mark.parametrize("sql, words", DAMAGED)
+def test_verify_finds_each_kind_of_damage(path, tmp_path, sql, words):
+    before = content(alter(path, sql))
+    code, found = document(path, "verify")
+    assert code == 1 and any(words in text for text in found["differences"]), found
+    assert told(path, "verify")[len(found["differences"])] == "%s: version 4, %d differences" % (path, len(found["differences"]))
+    assert content(path) == before and names(tmp_path) == [NAME]
+
+
+def torn(path, page):
+    """Overwrites a page with what a failing disk may leave; the path."""
+    size, = ask(path, "PRAGMA page_size")[0]
+    with path.open("r+b") as file:
+        file.seek((page - 1) * size)
+        file.write(b"\0\xff" * (size // 2))
+    return path
+
+
+def test_verify_finds_an_index_that_differs_from_its_table(path):
+    torn(path, ask(path, "SELECT rootpage FROM sqlite_master WHERE name = 'shipments_due'")[0][0])
+    done = migrate(path, "verify")
+    assert done.code == 1 and "shipments_due" in done.out or done.code == 3 and "malformed" in done.err, done
+
+
+def test_a_database_whose_rows_are_torn_is_told_and_not_migrated(tmp_path):
+    path = make(tmp_path / NAME, 1)
+    torn(path, ask(path, "SELECT rootpage FROM sqlite_master WHERE name = 'shipments'")[0][0])
+    before = path.read_bytes()
+    assert migrate(path, "verify").code in (1, 3)
+    done = migrate(path, "apply")
+    assert done.code == 1 and "malformed: it is damaged; restore a backup" in done.err
+    assert path.read_bytes() == before and names(tmp_path) == [NAME]
+
+
+def test_verify_of_nothing_cannot_tell(tmp_path):
+    done = migrate(tmp_path / NAME, "verify")
+    assert done.code == 3 and "%s does not exist; " % (tmp_path / NAME) in done.err and names(tmp_path) == []
+
+
+# repair
+
+MENDED = [
+    (4, "DROP TRIGGER shipments_update", ["trigger shipments_update"]),
+    (2, "DROP TRIGGER shipments_stamp; DROP TRIGGER shipments_stamp_new",
+     ["trigger shipments_stamp", "trigger shipments_stamp_new"]),
+    (4, "DROP TRIGGER shipments_insert; CREATE TRIGGER shipments_insert AFTER INSERT ON shipments BEGIN SELECT 1; END",
+     ["trigger shipments_insert"]),
+    (1, "DROP INDEX shipments_status", ["index shipments_status"]),
+    (4, "DROP INDEX shipments_due; CREATE INDEX shipments_due ON shipments (promised_at)", ["index shipments_due"]),
+    (4, "DROP VIEW facts", ["trigger facts_apply", "view facts"]),
+    (4, "DROP VIEW facts; CREATE VIEW facts AS SELECT 1 AS sign", ["trigger facts_apply", "view facts"]),
+    (4, "DROP TRIGGER facts_apply", ["trigger facts_apply"]),
+]
+
+
+@pytest.mark.parametrize("number, sql, repaired", MENDED)
+def test_repair_puts_back_what_was_dropped_or_altered_after_a_backup(tmp_path, number, sql, repaired):
+    path = make(tmp_path / NAME, number)
+    before = content(path)
+    damaged = content(alter(path, sql))
+    code, found = document(path, "repair")
+    assert code == 0 and found["repaired"] == repaired
+    assert content(saved(tmp_path)[0]) == damaged
+    assert sorted(map(str, content(path))) == sorted(map(str, before)) and migrate(path, "verify").code == 0
+
+
+def test_repair_tells_what_it_put_back(path, tmp_path):
+    alter(path, "DROP TRIGGER shipments_delete")
+    lines = told(path, "repair")
+    assert lines[0].startswith("backup: %s, " % saved(tmp_path)[0])
+    assert lines[1:] == ["put back: trigger shipments_delete", "%s: version 4, as its steps made it" % path]
+
+
+def test_repair_counts_what_was_written_while_a_trigger_was_missing(path):
+    alter(path, "DROP TRIGGER shipments_update; UPDATE shipments SET status = 'delivered', delivered_at = '2026-01-08'")
+    rows = shipments(path)
+    assert migrate(path, "repair").code == 0
+    assert migrate(path, "verify").code == 0 and shipments(path) == rows
+
+
+def test_repair_counts_what_was_written_while_a_trigger_that_is_back_was_missing(path):
+    trigger = ask(path, "SELECT sql FROM sqlite_master WHERE name = 'shipments_insert'")[0][0]
+    alter(path, "DROP TRIGGER shipments_insert; INSERT INTO shipments (reference, status) VALUES ('X', 'pending'); " + trigger)
+    assert migrate(path, "status").code == 0 and migrate(path, "verify").code == 1
+    assert told(path, "repair")[1:] == ["made anew: the rollups", "%s: version 4, as its steps made it" % path]
+    assert migrate(path, "verify").code == 0
+
+
+def test_repair_leaves_a_sound_database_alone(path, tmp_path):
+    before = path.read_bytes()
+    assert migrate(path, "repair") == (0, "%s: version 4, nothing to repair\n" % path, "")
+    assert path.read_bytes() == before and names(tmp_path) == [NAME]
+
+
+@pytest.mark.parametrize("number, sql, words", [
+    (4, "ALTER TABLE shipments ADD COLUMN remark TEXT", "column shipments.remark is extra"),
+    (1, "ALTER TABLE shipments RENAME COLUMN carrier TO haulier",
+     "column shipments.carrier is missing; column shipments.haulier is extra"),
+    (4, "DROP TABLE rollup_hour", "table rollup_hour is missing"),
+    (4, "CREATE TRIGGER audit AFTER INSERT ON shipments BEGIN SELECT 1; END", "trigger audit is extra"),
+    (4, "PRAGMA user_version = 3", "user_version is 3, and the table migrations records the steps 1, 2, 3, 4"),
+])
+def test_repair_leaves_to_a_person_what_only_a_person_can_judge(tmp_path, number, sql, words):
+    path = alter(make(tmp_path / NAME, number), sql)
+    before = content(path)
+    done = migrate(path, "repair")
+    assert done.code == 1 and words in done.err and "nothing was changed" in done.err
+    assert content(path) == before and names(tmp_path) == [NAME]
+
+
+@pytest.mark.parametrize("sql, words", [
+    ("CREATE TABLE notes (shipment REFERENCES shipments); INSERT INTO notes VALUES (77)", "is broken already: table notes, row 1"),
+    ("DELETE FROM transit_bounds WHERE le = 259200", "refers to a row of transit_bounds that is not there"),
+])
+def test_repair_of_what_it_cannot_mend_changes_nothing(path, sql, words):
+    before = content(alter(path, sql + "; DROP TRIGGER shipments_update"))
+    done = migrate(path, "repair")
+    assert done.code == 1 and words in done.err
+    assert content(path) == before
+
+
+@pytest.mark.parametrize("command", ["verify", "repair"])
+def test_a_database_that_does_not_exist_is_not_made_by_the_way(tmp_path, command):
+    done = migrate(tmp_path / NAME, command)
+    assert done.code and "does not exist; name a database, or make one: 'migrate.py %s apply'" % (tmp_path / NAME) in done.err
+    assert names(tmp_path) == []
