@@ -524,6 +524,8 @@ def repair(args, known, tell):
 
 def chosen(args, version):
     """The path of the backup to put back. Raises Refused."""
+    if args.backup == args.db:
+        raise Refused("%s is the database itself; name a backup of it" % args.db)
     if args.backup:
         return args.backup
     found = backups.listed(args.db, args.backup_dir)
@@ -535,13 +537,16 @@ def chosen(args, version):
 
 
 def fill(args, known, source, draft, tell):
-    """Copies a backup into a draft and looks whether it is sound. Raises Refused, OSError or sqlite3.Error."""
-    with reading(source, args.wait) as db:  # which holds the file still
-        rows = backups.counts(db)
-        if "shipments" not in rows:
-            raise Refused("%s is no shipments database" % source)
-        backups.copy(source, draft)
-    found, state = backups.fault(draft, rows), examined(draft, known, args.wait)
+    """Copies a backup into a draft and looks whether it is sound. Raises Refused, Unknown or OSError."""
+    try:
+        with reading(source, args.wait) as db:  # which holds the file still
+            rows = backups.counts(db)
+            if "shipments" not in rows:
+                raise Refused("%s is no shipments database" % source)
+            backups.copy(source, draft)
+        found, state = backups.fault(draft, rows), examined(draft, known, args.wait)
+    except sqlite3.Error as error:
+        raise Refused("%s cannot be put back: %s; nothing was changed; name another" % (source, error))
     if found or state.faults:
         raise Refused("%s cannot be put back: %s; nothing was changed" % (source, found or some(state.faults)))
     dbfile.sync(draft)
@@ -568,11 +573,10 @@ def restore(args, known, tell):
     kept, version = None, None
     with alone(args) as say:
         say("restoring a backup")
-        with contextlib.suppress(Unknown):      # a damaged one has no version
-            version = examined(args.db, known, args.wait).version
-        exists = os.path.exists(args.db)
-        source = chosen(args, version if exists else None)
-        with backups.drafted(args.db, os.path.dirname(args.db), source) as draft:
+        with contextlib.suppress(Unknown):      # a damaged one has no version, an empty or missing one 0
+            version = examined(args.db, known, args.wait).version or None
+        exists, source = os.path.exists(args.db), chosen(args, version)
+        with backups.drafted(args.db, os.path.dirname(args.db), args.db if exists else source) as draft:
             fill(args, known, source, draft, tell)
             if exists:
                 kept = swap(args, draft, version)
