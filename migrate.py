@@ -558,6 +558,8 @@ def fill(args, known, source, draft, tell):
 def swap(args, draft, version):
     """Puts the draft in the place of the database; returns what that is kept as. SQLite refuses writes through a name that is no
     longer the file's (SQLITE_READONLY_DBMOVED), so that no row of a connected writer is lost unseen."""
+    if os.path.getsize(args.db) == 0:   # a transaction would begin it with a journal, which must not be moved away
+        return backups.take_place(draft, args.db, "damaged")
     try:
         # A write-ahead log would be taken for the new file's; the lock keeps writers out until the names have changed.
         with writing(args.db, args.wait, ["PRAGMA journal_mode = DELETE"]) as db:
