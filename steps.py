@@ -115,7 +115,7 @@ def refusals_of(lines):
 def pragma(words):
     """(name, value) of a PRAGMA statement's tokens."""
     values = [word for word in words[2:] if word not in "=();"]
-    return words[1].rpartition(".")[2], values[0].strip("'") if values else ""
+    return words[1].rpartition(".")[2], values[0].strip("'").lower() if values else ""
 
 
 def placed(statement, number):
