@@ -230,8 +230,8 @@ def pending(path, known, version, to):
 
 def violations(db):
     """A line for each foreign key that refers to nothing."""
-    return ["table %s, row %s refers to a row of %s that is not there" % (table, row, parent)
-            for table, row, parent, _ in db.execute(VIOLATIONS)]
+    return ["table %s, %s refers to a row of %s that is not there" % (table, "a row" if row is None else "row %d" % row, parent)
+            for table, row, parent, _ in db.execute(VIOLATIONS)]    # a table WITHOUT ROWID has no number to tell
 
 
 def miscounts(before, after, declared):
