@@ -26,7 +26,7 @@ from conftest import LONG, copy_product
 
 NAME = "shipments.db"
 NOW = "2025-03-01T12:00:00Z"
-MOST = 500                              # moments of one case in the long form
+MORE = 5 if LONG else 1                 # times the moments of a migration, or of a full disk
 WRITES = ("write", "pwrite64", "pwritev", "ftruncate", "fallocate", "sendfile", "copy_file_range")
 SYNCS = ("fsync", "fdatasync")
 ROOM = WRITES + SYNCS + ("link", "linkat", "rename", "renameat", "renameat2", "mkdir")  # may find the disk full
@@ -185,7 +185,7 @@ def everywhere(harm, case, calls, *more):
         except Exception as error:      # told below, with all others
             return None, "%s: %s" % (calls[number], str(error).split("\n")[0])
 
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    with concurrent.futures.ThreadPoolExecutor(2 * os.cpu_count()) as pool:
         outcomes = list(pool.map(attempt, range(len(calls))))
     failures = [failure for _, failure in outcomes if failure]
     TALLY.append((harm.__name__, len(calls), len(calls) - len(failures), len(case.calls), " ".join(case.command[3:])))
@@ -255,12 +255,12 @@ def load(request, command, year, tmp_path_factory):
 
 
 def test_a_load_that_is_killed_leaves_the_old_rows_or_the_new_and_the_next_run_finishes(load):
-    assert everywhere(kill, load, crash.spread(load.calls, MOST if LONG else 12)) == {False, True}
+    assert everywhere(kill, load, crash.spread(load.calls, 200 if LONG else 10)) == {False, True}
 
 
 @pytest.mark.parametrize("later", ["", "+"])
 def test_a_load_on_a_full_disk_says_so_and_changes_nothing(load, later):
-    assert False in everywhere(fill, load, crash.spread(needing_room(load.calls, later), 20 if LONG else 4), later)
+    assert False in everywhere(fill, load, crash.spread(needing_room(load.calls, later), 3 * MORE), later)
 
 
 def test_a_new_database_is_on_disk_before_it_has_its_name(load):
@@ -311,11 +311,24 @@ def first(command, tmp_path_factory):
     return folder
 
 
+def upgrading(command, start, folder):
+    apply = command("migrate.py", NAME, "apply")
+    return Case(folder, start, apply).rehearse(*(apply + ["--to", str(number)] for number in (2, 3)))
+
+
 @pytest.fixture(scope="module")
 def upgrade(command, first, tmp_path_factory):
     """From version 1 to today, rehearsed."""
-    apply = command("migrate.py", NAME, "apply")
-    return Case(tmp_path_factory.mktemp("apply"), first, apply).rehearse(*(apply + ["--to", str(number)] for number in (2, 3)))
+    return upgrading(command, first, tmp_path_factory.mktemp("apply"))
+
+
+@pytest.fixture(scope="module")
+def wal_upgrade(command, first, tmp_path_factory):
+    """The same of a database with a write-ahead log."""
+    start = copied(first, tmp_path_factory.mktemp("log") / "start")
+    with contextlib.closing(sqlite3.connect(str(start / NAME))) as db:
+        assert db.execute("PRAGMA journal_mode = WAL").fetchall() == [("wal",)]
+    return upgrading(command, start, tmp_path_factory.mktemp("wal"))
 
 
 @pytest.fixture(scope="module")
@@ -332,14 +345,14 @@ def restoration(command, upgrade, tmp_path_factory):
     return Case(tmp_path_factory.mktemp("restore"), start, command("migrate.py", NAME, "restore", backup)).rehearse()
 
 
-KILLS = {"upgrade": 100, "creation": 20, "restoration": 30}
-FULLS = {"upgrade": 12, "creation": 4, "restoration": 6}
+KILLS = {"upgrade": 100, "wal_upgrade": 15, "creation": 15, "restoration": 25}
+FULLS = {"upgrade": 8, "wal_upgrade": 4, "creation": 4, "restoration": 4}
 
 
 @pytest.fixture(scope="module", params=sorted(KILLS))
 def migration(request):
     """Each of these, at how many calls to kill it, and at how many to find the disk full."""
-    return request.getfixturevalue(request.param), MOST if LONG else KILLS[request.param], FULLS[request.param] * (5 if LONG else 1)
+    return request.getfixturevalue(request.param), MORE * KILLS[request.param], MORE * FULLS[request.param]
 
 
 def test_a_migration_that_is_killed_leaves_one_version_or_another_and_the_next_run_finishes(migration):
