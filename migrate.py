@@ -5,6 +5,7 @@
   migrate.py DB plan [--to N]         what apply would do: the SQL, the rows, the disk and the time; changes nothing
   migrate.py DB apply [--to N]        a backup, then each pending step in a transaction of its own, proven before its commit
   migrate.py DB verify                integrity, foreign keys, record, schema and rollups
+  migrate.py DB backup                a backup, sound and under a name of its own, while the service goes on
   migrate.py DB repair                a backup, then triggers, indexes and views put back as the steps made them, rollups too
   migrate.py DB restore [BACKUP]      a backup put back, by default the newest of an earlier version; what was there is kept
 
@@ -319,6 +320,11 @@ def back_up(db, args, version, tell):
     return backup
 
 
+def prune(args, tell):
+    for old in backups.prune(args.db, args.backup_dir, args.keep):
+        tell("removed the old backup " + old.path)
+
+
 # Commands: each gets the arguments, all steps and a function that prints a line; gives its exit code and its JSON document
 
 def status(args, known, tell):
@@ -387,11 +393,19 @@ def plan(args, known, tell):
         for disk in ahead.disks:
             tell("disk of %s: %s needed at most, %s free%s" % (
                 disk.folder, human(disk.needed), human(disk.free), "" if disk.free >= disk.needed else ": TOO LITTLE"))
-        tell("about %.0f s in all; the service serves its last figures meanwhile, a writer waits for each step" % ahead.seconds)
+        tell("about %.0f s in all; the service serves its last figures meanwhile, writers wait until it is done" % ahead.seconds)
         tell("next: rehearse on a copy (docs/migrations.md), then python3 migrate.py %s apply" % args.db)
     return 0, {"database": args.db, "version": state.version, "to": to, "steps": [work_document(item) for item in ahead.works],
                "backup_bytes": ahead.backup_bytes, "disks": [dict(disk._asdict()) for disk in ahead.disks],
                "seconds": round(ahead.seconds, 1)}
+
+
+def require_room(disks):
+    """Raises Refused where a backup or the steps would not fit."""
+    for disk in disks:
+        if disk.free < disk.needed:
+            raise Refused("disk full: %s has %s free, backup and steps take %s at most; make room, or name another place for the "
+                          "backup with --backup-dir; nothing was changed" % (disk.folder, human(disk.free), human(disk.needed)))
 
 
 def require_ready(ahead):
@@ -400,10 +414,7 @@ def require_ready(ahead):
         if item.refused_rows:
             raise Refused("%s cannot take %d rows: %s; mend them; nothing was changed" % (
                 title(item.step), item.refused_rows, some(item.refused, item.refused_rows)))
-    for disk in ahead.disks:
-        if disk.free < disk.needed:
-            raise Refused("disk full: %s has %s free, backup and steps take %s at most; make room, or name another place for the "
-                          "backup with --backup-dir; nothing was changed" % (disk.folder, human(disk.free), human(disk.needed)))
+    require_room(ahead.disks)
 
 
 def create(args, known, todo):
@@ -425,8 +436,7 @@ def upgrade(args, known, todo, tell, say):
                 back_up(db, args, step.number - 1, tell)
             seconds = run(db, step, known)
         yield step, seconds
-    for old in backups.prune(args.db, args.backup_dir, args.keep):
-        tell("removed the old backup " + old.path)
+    prune(args, tell)
 
 
 def apply(args, known, tell):
@@ -466,6 +476,17 @@ def verify(args, known, tell):
         tell("  {}: {:,} rows".format(table, count))
     return int(bool(found)), {"database": args.db, "version": state.version, "differences": found, "notes": state.notes,
                               "rows": rows}
+
+
+def make_backup(args, known, tell):
+    require_there(args.db)
+    with alone(args) as say:
+        say("making a backup")
+        require_room(forecast.disks(args.db, args.backup_dir, os.path.getsize(args.db), 0))
+        with writing(args.db, args.wait) as db:
+            back_up(db, args, db.execute(schema_check.VERSION).fetchone()[0], tell)
+        prune(args, tell)
+    return 0, {"database": args.db, "backups": paths(args)}
 
 
 def put_back(db, live, known):
@@ -590,7 +611,7 @@ def restore(args, known, tell):
     return 0, {"database": args.db, "restored": source, "kept": kept}
 
 
-COMMANDS = {"status": status, "plan": plan, "apply": apply, "verify": verify, "repair": repair, "restore": restore}
+COMMANDS = {"status": status, "plan": plan, "apply": apply, "verify": verify, "backup": make_backup, "repair": repair, "restore": restore}
 LOOKING = ("status", "plan", "verify")  # they change nothing, and exit with 3 where they cannot tell
 
 
@@ -607,7 +628,7 @@ def bounded(kind, low):
 
 def parse(argv):
     parser = argparse.ArgumentParser(prog="migrate.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-                                     usage="migrate.py DB status|plan|apply|verify|repair|restore [options]", allow_abbrev=False)
+                                     usage="migrate.py DB status|plan|apply|verify|backup|repair|restore [options]", allow_abbrev=False)
     add = parser.add_argument
     add("db", metavar="DB", type=os.path.realpath, help="the database file")
     add("command", metavar="COMMAND", choices=sorted(COMMANDS), help=", ".join(COMMANDS))
@@ -616,7 +637,7 @@ def parse(argv):
     add("--format", choices=("text", "json"), default="text", help="json: one document instead of lines")
     add("--wait", metavar="SECONDS", type=bounded(float, 0), default=BUSY_SECONDS,
         help="for another process that holds the lock (default %d)" % BUSY_SECONDS)
-    add("--keep", metavar="N", type=bounded(int, 1), default=KEEP, help="backups that apply leaves (default %d)" % KEEP)
+    add("--keep", metavar="N", type=bounded(int, 1), default=KEEP, help="backups that apply and backup leave (default %d)" % KEEP)
     add("--backup-dir", metavar="DIR", type=os.path.realpath, help="where backups are (default: beside the database)")
     args, rest = parser.parse_known_args(argv)
     if args.command == "restore" and not args.backup and rest and not rest[0].startswith("-"):

@@ -84,6 +84,21 @@ def test_a_backup_is_a_sound_database_of_the_version_and_rows_before(first, tmp_
     assert names(tmp_path) == [NAME, backup.name]
 
 
+def test_a_backup_can_be_asked_for_and_is_kept_to_the_same_number(first, tmp_path):
+    before = content(first)
+    for number in range(3):
+        with at(MOMENT + number):
+            assert migrate(first, "backup", "--keep", 2).code == 0
+    assert [backup.name for backup in saved(tmp_path)] == [NAME + ".v1.20260102T03040%dZ.backup" % number for number in (6, 7)]
+    assert all(content(path) == before for path in saved(tmp_path) + [first])
+
+
+def test_a_backup_that_would_not_fit_is_not_begun(first, tmp_path):
+    with mock.patch.object(shutil, "disk_usage", lambda place: mock.Mock(free=1000)):
+        done = migrate(first, "backup")
+    assert done.code == 1 and "disk full" in done.err and names(tmp_path) == [NAME]
+
+
 def test_a_backup_can_be_upgraded_by_itself_as_in_a_rehearsal(upgraded, tmp_path):
     copy = tmp_path / "rehearsal.db"
     shutil.copy(str(saved(tmp_path)[0]), str(copy))
@@ -199,6 +214,27 @@ def test_the_lock_is_not_lost_over_the_copy(first, either):
     with mock.patch.object(backups, "counts", side_effect=lambda db, counts=backups.counts: seen.append(blocked(first)) or counts(db)):
         assert migrate(first, "apply").code == 0
     assert seen[0] is False and len(seen) > 3 and all(seen[1:])     # at first the forecast only reads
+
+
+# An index that has not the entries of its rows.
+UNSOUND = ("CREATE INDEX mine ON shipments (origin); PRAGMA writable_schema = ON; "
+           "UPDATE sqlite_master SET sql = replace(sql, 'origin', 'destination') WHERE name = 'mine'")
+
+
+def test_a_database_that_is_not_sound_is_neither_upgraded_nor_kept_as_a_backup(first, tmp_path):
+    before = checksum(alter(first, UNSOUND))
+    done = migrate(first, "apply")
+    assert done.code == 1 and "a backup of %s is not sound: " % first in done.err and "index mine" in done.err
+    assert checksum(first) == before and names(tmp_path) == [NAME]
+
+
+def test_a_backup_that_is_not_sound_inside_is_not_put_back(upgraded, tmp_path):
+    backup, = saved(tmp_path)
+    alter(backup, UNSOUND)
+    before, files = content(upgraded), names(tmp_path)
+    done = migrate(upgraded, "restore")
+    assert done.code == 1 and "%s cannot be put back: " % backup in done.err and "index mine" in done.err
+    assert content(upgraded) == before and names(tmp_path) == files
 
 
 # Put back

@@ -398,7 +398,7 @@ def test_no_step_leads_back(path, command):
     ["x.db", "status", "--format", "xml"]])
 def test_wrong_usage_is_said_to_be_that(argv):
     done = migrate(*argv)
-    assert done.code == 2 and done.out == "" and done.err.startswith("usage: migrate.py DB status|plan|apply|verify|repair|restore")
+    assert done.code == 2 and done.out == "" and done.err.startswith("usage: migrate.py DB status|plan|apply|verify|backup|repair|restore")
 
 
 # apply
@@ -636,6 +636,16 @@ def test_rows_that_the_rebuild_cannot_take_are_named_and_stay(path, tmp_path):
     done = migrate(path, "apply", folder=folder)
     assert done.code == 1 and "step 5 (lower_weights) cannot take 1 rows: reference 'R2': weight_kg 2000000.0 is more than 1e6" in done.err
     assert content(path) == before and saved(tmp_path) == []
+
+
+def test_rows_that_only_a_later_step_cannot_take_stop_it_there(first):
+    alter(first, "UPDATE shipments SET mode = 'Air' WHERE id = 1")
+    before = shipments(first)
+    done = migrate(first, "apply")
+    assert done.code == 1 and "step 3 (constrain_shipments) cannot take 1 rows: reference 'R0': mode 'Air' is no mode; mend " in done.err
+    assert version(first) == 2 and shipments(first) == before
+    alter(first, "UPDATE shipments SET mode = 'air' WHERE id = 1")
+    assert migrate(first, "apply").code == 0 and migrate(first, "verify").code == 0
 
 
 # Locks
