@@ -411,7 +411,7 @@ def test_a_database_of_any_version_comes_to_today_s_with_every_row(tmp_path, num
     assert end(start(path, "apply")).code == 0
     assert version(path) == LAST and shipments(path) == before
     assert migrate(path, "verify").code == 0
-    assert [record[:3] for record in ask(path, "SELECT number, name, hash FROM migrations")] == [step[:2] + (step.hash,) for step in STEPS]
+    assert ask(path, "SELECT number, name, hash FROM migrations") == [step[:2] + (step.hash,) for step in STEPS]
 
 
 def test_apply_tells_the_backup_and_each_step(first, tmp_path):

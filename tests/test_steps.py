@@ -3,7 +3,7 @@
 import pytest
 
 import steps
-from versions import LAST, NAME, STEPS, ask, content, make, migrate, names, version, with_step
+from versions import LAST, NAME, STEPS, ask, make, migrate, names, version, with_step
 
 
 def read(tmp_path, sql):
@@ -58,7 +58,8 @@ def test_the_header_declares_the_rows_of_tables(tmp_path, line, rows):
     assert read(tmp_path, "-- " + line + "\nSELECT 1;").rows == rows
 
 
-@pytest.mark.parametrize("line", ["rows: shipments", "rows: shipments 2", "rows: shipments -two", "rows: -2", "rows: shipments ANY", "rows:"])
+@pytest.mark.parametrize("line", [
+    "rows: shipments", "rows: shipments 2", "rows: shipments -two", "rows: -2", "rows: shipments ANY", "rows:"])
 def test_a_declaration_that_cannot_be_read_is_refused(tmp_path, line):
     with pytest.raises(steps.StepError, match="'%s' is not 'rows: TABLE [+]N', .*; mend the file" % line):
         read(tmp_path, "-- " + line + "\nSELECT 1;")

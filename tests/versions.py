@@ -36,7 +36,8 @@ ROWS = [dict(row, reference="R%d" % number) for number, row in enumerate([
     dict(status="in_transit", carrier="B", mode="rail", created_at="2026-01-02", promised_at="2026-01-09"),
     dict(status="pending"),
 ])]
-COLUMNS = "id reference carrier mode service origin destination status created_at shipped_at promised_at delivered_at weight_kg cost currency"
+COLUMNS = ("id reference carrier mode service origin destination status created_at shipped_at promised_at delivered_at "
+           "weight_kg cost currency")
 
 Done = collections.namedtuple("Done", "code out err")
 
