@@ -10,8 +10,8 @@
   migrate.py DB restore [BACKUP]      a backup put back, by default the newest of an earlier version; what was there is kept
 
 A database that does not exist is made by apply. docs/migrations.md tells how to write, rehearse and apply a step.
-Exit codes: 0 done, or up to date; 1 pending (status), refused, failed, or differences found (verify); 2 wrong usage;
-3 cannot tell (status, plan, verify); 130 stopped by Ctrl-C; 143 stopped by SIGTERM.
+Exit codes: 0 done, or up to date; 1 pending (status), refused, failed, apply would be (plan), differences found (verify);
+2 wrong usage; 3 cannot tell (status, plan, verify); 130 stopped by Ctrl-C; 143 stopped by SIGTERM.
 """
 
 import argparse
@@ -395,7 +395,8 @@ def plan(args, known, tell):
                 disk.folder, human(disk.needed), human(disk.free), "" if disk.free >= disk.needed else ": TOO LITTLE"))
         tell("about %.0f s in all; the service serves its last figures meanwhile, writers wait until it is done" % ahead.seconds)
         tell("next: rehearse on a copy (docs/migrations.md), then python3 migrate.py %s apply" % args.db)
-    return 0, {"database": args.db, "version": state.version, "to": to, "steps": [work_document(item) for item in ahead.works],
+    hopeless = any(item.refused_rows for item in ahead.works) or any(disk.free < disk.needed for disk in ahead.disks)
+    return int(hopeless), {"database": args.db, "version": state.version, "to": to, "steps": [work_document(item) for item in ahead.works],
                "backup_bytes": ahead.backup_bytes, "disks": [dict(disk._asdict()) for disk in ahead.disks],
                "seconds": round(ahead.seconds, 1)}
 
@@ -567,7 +568,7 @@ def fill(args, known, source, draft, tell):
             backups.copy(source, draft)
         found, state = backups.fault(draft, rows), examined(draft, known, args.wait)
     except sqlite3.Error as error:
-        raise Refused("%s cannot be put back: %s; nothing was changed; name another" % (source, error))
+        raise Refused("%s cannot be put back: %s; nothing was changed" % (source, dbfile.explained(error, source)))
     if found or state.faults:
         raise Refused("%s cannot be put back: %s; nothing was changed" % (source, found or some(state.faults)))
     dbfile.sync(draft)

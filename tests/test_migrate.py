@@ -341,8 +341,9 @@ def test_rows_that_a_step_cannot_take_are_told_before(tmp_path):
     path = alter(make(tmp_path / NAME, 2), "UPDATE shipments SET status = 'lost' WHERE id IN (2, 4)")
     lines = "reference 'R1': status 'lost' is no status; reference 'R3': status 'lost' is no status"
     assert "  CANNOT TAKE 2 rows: " + lines in told(path, "plan")
-    step = document(path, "plan")[1]["steps"][0]
-    assert (step["refused"], step["refused_rows"]) == (lines.split("; "), 2)
+    code, plan = document(path, "plan")
+    step = plan["steps"][0]
+    assert code == 1 and (step["refused"], step["refused_rows"]) == (lines.split("; "), 2)
 
 
 def test_only_the_first_of_many_refused_rows_are_told_one_by_one(tmp_path):
@@ -365,6 +366,7 @@ def test_too_little_disk_is_told_by_the_plan_and_refused_before_the_start(first,
     with mock.patch.object(shutil, "disk_usage", lambda place: Usage(10 ** 9, 10 ** 9, 12345678)):
         line, = [line for line in told(first, "plan") if line.startswith("disk of")]
         assert line.startswith("disk of %s: " % tmp_path) and line.endswith(" needed at most, 12 MB free: TOO LITTLE")
+        assert document(first, "plan")[0] == 1
         done = migrate(first, "apply")
     assert done.code == 1 and done.out == ""
     assert done.err.startswith("migrate.py: disk full: %s has 12 MB free, backup and steps take " % tmp_path)
