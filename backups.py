@@ -8,7 +8,6 @@ A backup is itself a database, in the rollback journal mode: it can be opened, v
 import collections
 import contextlib
 import os
-import pathlib
 import re
 import sqlite3
 import subprocess
@@ -42,9 +41,7 @@ def integrity(db):
 
 def read_only(path):
     """A connection that cannot write, and waits for no lock."""
-    db = sqlite3.connect(pathlib.Path(path).as_uri() + "?mode=ro", uri=True, timeout=0, isolation_level=None)
-    db.set_progress_handler(lambda: bool(dbfile.caught), dbfile.INTERRUPT_STEPS)
-    return db
+    return dbfile.connect(path, 0, "ro")
 
 
 def fault(path, rows):

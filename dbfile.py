@@ -80,19 +80,21 @@ def hot_journal(path):
             return False
 
 
-def connect(path, busy_seconds=BUSY_SECONDS):
-    """A connection to an existing file, in autocommit mode; a caught signal interrupts what it runs."""
-    db = sqlite3.connect(pathlib.Path(path).as_uri() + "?mode=rw", uri=True, timeout=busy_seconds, isolation_level=None)
+def connect(path, busy_seconds=BUSY_SECONDS, mode="rw"):
+    """A connection to an existing file, in autocommit mode; a caught signal interrupts what it runs. mode "ro" cannot write."""
+    db = sqlite3.connect("%s?mode=%s" % (pathlib.Path(path).as_uri(), mode), uri=True, timeout=busy_seconds, isolation_level=None)
     db.set_progress_handler(lambda: bool(caught), INTERRUPT_STEPS)
     return db
 
 
 @contextlib.contextmanager
-def transaction(db, begin="BEGIN IMMEDIATE"):
-    db.execute(begin)
+def transaction(db, begin="BEGIN IMMEDIATE", execute=None):
+    """A transaction, rolled back by an exception. Its begin and its commit go through execute(sql), which may wait for locks."""
+    execute = execute or db.execute
+    execute(begin)
     try:
         yield
-        db.execute("COMMIT")
+        execute("COMMIT")
     except BaseException:
         if db.in_transaction:           # after a full disk or an I/O error SQLite may have rolled back already
             db.execute("ROLLBACK")

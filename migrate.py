@@ -104,26 +104,17 @@ def reading(path, wait, connect=backups.read_only):
 
 
 @contextlib.contextmanager
-def transaction(db, path, wait):
-    """A transaction that keeps other writers out from its begin on."""
-    patiently(lambda: db.execute("BEGIN IMMEDIATE"), path, wait)
-    try:
-        yield
-        patiently(lambda: db.execute("COMMIT"), path, wait)
-    except BaseException:
-        if db.in_transaction:           # after a full disk or an I/O error SQLite may have rolled back already
-            db.execute("ROLLBACK")
-        raise
-
-
-@contextlib.contextmanager
 def writing(path, wait, settings=()):
-    """A transaction on an existing file, behind these PRAGMAs; gives the connection."""
+    """A transaction on an existing file, behind these PRAGMAs, which keeps other writers out from its begin on; gives the
+    connection."""
     with contextlib.ExitStack() as stack:
         db = patiently(lambda: stack.enter_context(dbfile.opened(path, 0)), path, wait)
+
+        def execute(sql):
+            return patiently(lambda: db.execute(sql), path, wait)
         for setting in ("PRAGMA cache_size = -%d" % CACHE_KIB,) + tuple(settings):
-            patiently(lambda: db.execute(setting), path, wait)
-        stack.enter_context(transaction(db, path, wait))
+            execute(setting)
+        stack.enter_context(dbfile.transaction(db, execute=execute))
         yield db
 
 
@@ -423,7 +414,7 @@ def create(args, known, todo):
     with dbfile.new_database(args.db) as db:
         for step in todo:
             steps.prepare(db, step)
-            with transaction(db, args.db, args.wait):
+            with dbfile.transaction(db):
                 seconds = run(db, step, known)
             yield step, seconds
 
