@@ -37,7 +37,7 @@ TOOL = "migrate.py 0.1.0"
 BUSY_SECONDS = 60           # how long a lock of somebody else is waited for
 BUSY_POLL = 0.005           # s between two tries of it
 KEEP = 5                    # backups that are kept
-SHOWN = 10                  # rows or differences told one by one
+SHOWN = forecast.SHOWN      # rows or differences told one by one
 CACHE_KIB = 64 * 1024       # page cache; what outgrows it spills into the file, which shuts the readers out earlier
 HARMLESS = ("index ", "table ", "view ")    # what somebody may have added without changing what the steps work on
 MENDABLE = ("index ", "trigger ", "view ")  # what can be made again without a look at any row
@@ -320,7 +320,7 @@ def prune(args, tell):
 
 def status(args, known, tell):
     state = examined(args.db, known, args.wait)
-    todo = [] if state.faults else known[state.version:]
+    todo, saved = [] if state.faults else known[state.version:], paths(args)
     word = "unknown" if state.faults or state.drift else "behind" if todo else "current"
     note = migration_lock.running(args.db)
     tell("%s: version %d of %d%s" % (args.db, state.version, len(known), "" if os.path.exists(args.db) else ", not made yet"))
@@ -331,14 +331,13 @@ def status(args, known, tell):
             tell("%s: %s" % (kind, text))
     if note is not None:
         tell("running: " + note)
-    tell("backups: %d%s" % (len(paths(args)), ", the newest " + paths(args)[0] if paths(args) else ""))
+    tell("backups: %d%s" % (len(saved), ", the newest " + saved[0] if saved else ""))
     if word == "behind":
         tell("next: python3 migrate.py %s plan" % args.db)
     return {"current": 0, "behind": 1, "unknown": 3}[word], {
         "database": args.db, "state": word, "version": state.version, "wanted": len(known),
         "pending": [{"number": step.number, "name": step.name} for step in todo],
-        "faults": state.faults, "drift": state.drift, "notes": state.notes, "running": note,
-        "backups": paths(args)}
+        "faults": state.faults, "drift": state.drift, "notes": state.notes, "running": note, "backups": saved}
 
 
 def foreseen(args, known, todo):
@@ -509,6 +508,18 @@ def miscounted(args):
         return rollups.present(db) and any(True for _ in rollups.differences(db))
 
 
+def mend(args, known, tell):
+    """Backs up, then makes what differs from these steps as they make it, and the rollups anew; returns what it put back."""
+    with writing(args.db, args.wait) as db:
+        before = backups.counts(db)
+        back_up(db, args, len(known), tell)
+        altered = put_back(db, schema_check.read_schema(db), known)
+        if rollups.present(db):         # what changed while a trigger was missing was not counted
+            rollups.rebuild(db)
+        prove(db, "the repair", before, dict.fromkeys(rollups.TABLES), steps.schema_of(known))
+    return altered
+
+
 def repair(args, known, tell):
     require_there(args.db)
     with alone(args) as say:
@@ -518,14 +529,7 @@ def repair(args, known, tell):
             tell("%s: version %d, nothing to repair" % (args.db, state.version))
             return 0, {"database": args.db, "version": state.version, "repaired": []}
         say("repairing version %d" % state.version)
-        done, derived = known[:state.version], [rollup.table for rollup in rollups.ROLLUPS] + ["departed"]
-        with writing(args.db, args.wait) as db:
-            before = backups.counts(db)
-            back_up(db, args, state.version, tell)
-            altered = put_back(db, schema_check.read_schema(db), done)
-            if rollups.present(db):     # what changed while a trigger was missing was not counted
-                rollups.rebuild(db)
-            prove(db, "the repair", before, dict.fromkeys(derived), steps.schema_of(done))
+        altered = mend(args, known[:state.version], tell)
     for kind, name in altered:
         tell("put back: %s %s" % (kind, name))
     if not altered:
