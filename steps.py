@@ -163,6 +163,17 @@ def read_step(path, number, name):
         raise StepError("%s: %s; mend the file" % (path, error))
 
 
+def require_sequence(found, folder):
+    """Raises StepError unless steps are numbered from 1 without a gap."""
+    for expected, step in enumerate(found, 1):
+        if step.number < expected:
+            raise StepError("%s: the number %d is there twice; renumber the newer one" % (step.path, step.number))
+        if step.number > expected:
+            raise StepError("%s holds step %d, but no step %d; copy the whole folder again" % (folder, step.number, expected))
+    if not found:
+        raise StepError("%s holds no steps; copy the whole folder again" % folder)
+
+
 def read_steps(folder=FOLDER):
     """All steps, numbered from 1 without a gap. Raises StepError or OSError."""
     try:
@@ -176,13 +187,7 @@ def read_steps(folder=FOLDER):
             found.append(read_step(os.path.join(folder, name), int(match.group(1)), match.group(2)))
         elif name.endswith(".sql"):
             raise StepError("%s is not named NNNN_verb_noun.sql; rename it" % os.path.join(folder, name))
-    for expected, step in enumerate(found, 1):
-        if step.number < expected:
-            raise StepError("%s: the number %d is there twice; renumber the newer one" % (step.path, step.number))
-        if step.number > expected:
-            raise StepError("%s holds step %d, but no step %d; copy the whole folder again" % (folder, step.number, expected))
-    if not found:
-        raise StepError("%s holds no steps; copy the whole folder again" % folder)
+    require_sequence(found, folder)
     return found
 
 
@@ -204,8 +209,8 @@ def dispute(done, step):
     if done.name != step.name:
         return "step %d was applied as %s, and is %s in %s" % (done.number, done.name, step.name, os.path.dirname(step.path))
     if done.hash != step.hash:
-        return "step %d (%s) was edited after it was applied at %s: its hash was %.12s, that of %s is %.12s; put the old file back" % (
-            done.number, done.name, done.applied_at, done.hash, step.path, step.hash)
+        return ("step %d (%s) was edited after it was applied at %s: its hash was %.12s, that of %s is %.12s; put the old file back"
+                % (done.number, done.name, done.applied_at, done.hash, step.path, step.hash))
     return None
 
 
