@@ -65,13 +65,12 @@ def split(text):
 
 
 def header(text):
-    """The comment lines at the top, without their dashes."""
+    """(the comment lines at the top, without their dashes; the text below them)."""
     lines = []
-    for line in text.splitlines():
-        if not line.startswith("--"):
-            break
+    while text.startswith("--"):
+        line, _, text = text.partition("\n")
         lines.append(line[2:].strip())
-    return lines
+    return lines, text
 
 
 def purpose_of(lines):
@@ -155,8 +154,8 @@ def read_step(path, number, name):
         content = file.read()
     try:
         text = content.decode("utf-8")
-        lines = header(text)
-        settings, statements = sort_out(number, split(text))
+        lines, script = header(text)
+        settings, statements = sort_out(number, split(script))
         return Step(number, name, path, hashlib.sha256(content).hexdigest(), purpose_of(lines), settings, statements,
                     rows_of(lines), refusals_of(lines))
     except ValueError as error:         # text that is not UTF-8, too

@@ -51,6 +51,11 @@ def test_the_prose_of_the_header_is_the_purpose(tmp_path):
     assert (step.rows, step.refusals) == ({"shipments": -1}, ["SELECT 1;"])
 
 
+def test_the_header_is_no_part_of_the_first_statement(tmp_path):
+    step = read(tmp_path, "-- Why;\r\n-- rows: notes -1\n-- refuse: SELECT 1;\n\n-- Kept.\nSELECT 1;")
+    assert step.statements == ["-- Kept.\nSELECT 1;"]
+
+
 @pytest.mark.parametrize("line, rows", [
     ("rows: shipments -2", {"shipments": -2}), ("rows: shipments +2", {"shipments": 2}), ("rows: shipments any", {"shipments": None}),
     ("rows: Shipments   any", {"shipments": None}), ("rows: a +1\n-- rows: b -1", {"a": 1, "b": -1})])
