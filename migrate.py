@@ -280,13 +280,18 @@ def require_others(db, step, others):
             title(step), ", ".join("%s %s" % pair for pair in lost)))
 
 
-def run(db, step, known):
-    """Does a step inside the caller's transaction, proves and records it; returns its seconds. Raises Refused, sqlite3.Error."""
-    began, version = time.monotonic(), db.execute(schema_check.VERSION).fetchone()[0]
+def require_version(db, step):
+    """Raises Refused where another process has changed the version since we looked."""
+    version = db.execute(schema_check.VERSION).fetchone()[0]
     if version != step.number - 1:
         raise Refused("%s follows version %d, and another process has just made it %d" % (title(step), step.number - 1, version))
+
+
+def run(db, step, known):
+    """Does a step inside the caller's transaction, proves and records it; returns its seconds. Raises Refused, sqlite3.Error."""
+    began = time.monotonic()
     require_acceptable(db, step)
-    others = objects(schema_check.read_schema(db)) - objects(steps.schema_of(known[:version]))
+    others = objects(schema_check.read_schema(db)) - objects(steps.schema_of(known[:step.number - 1]))
     before = backups.counts(db)
     execute(db, step)
     require_others(db, step, others)
@@ -423,6 +428,7 @@ def upgrade(args, known, todo, tell, say):
     for step in todo:
         say("to version %d, at %s" % (todo[-1].number, title(step)))
         with writing(args.db, args.wait, step.settings) as db:
+            require_version(db, step)
             if step is todo[0] and step.number > 1:     # with the lock that the step goes on to use: nobody writes in between
                 back_up(db, args, step.number - 1, tell)
             seconds = run(db, step, known)
