@@ -228,6 +228,18 @@ def test_a_database_that_is_not_sound_is_neither_upgraded_nor_kept_as_a_backup(f
     assert checksum(first) == before and names(tmp_path) == [NAME]
 
 
+def test_a_copy_that_lacks_a_row_is_no_backup_and_nothing_is_done(first, tmp_path):
+    before = checksum(first)
+
+    def lossy(database, draft, copy=backups.copy):
+        copy(database, draft)
+        alter(draft, "DELETE FROM shipments WHERE id = 1")
+    with mock.patch.object(backups, "copy", lossy):
+        done = migrate(first, "apply")
+    assert done.code == 1 and "a backup of %s is not sound: table shipments has 5 rows, not 6; " % first in done.err
+    assert checksum(first) == before and names(tmp_path) == [NAME]
+
+
 def test_a_backup_that_is_not_sound_inside_is_not_put_back(upgraded, tmp_path):
     backup, = saved(tmp_path)
     alter(backup, UNSOUND)

@@ -489,6 +489,9 @@ REFUSED = [
     ("CREATE INDEX by_cost ON shipments (cost); nonsense;", "syntax error"),
     ("UPDATE rollup_lane SET late = late + 1 WHERE carrier = 'B' AND mode = 'rail';",
      "rollup_lane carrier='B', mode='rail', status='in_transit': stored "),
+    # Which is true before the row is there, and not afterwards.
+    ("CREATE TABLE notes (id INTEGER PRIMARY KEY CHECK (last_insert_rowid() <> 7)); INSERT INTO notes VALUES (7);",
+     "step 5 (try_something) was rolled back: CHECK constraint failed in notes"),
     ("-- refuse: SELECT 'reference ' || reference || ' weighs ' || weight_kg FROM shipments WHERE weight_kg < 1;\nSELECT 1;",
      "step 5 (try_something) cannot take 1 rows: reference R0 weighs 0.1; mend them"),
 ]
@@ -741,6 +744,20 @@ def test_a_reader_at_the_commit_is_waited_for(first, tmp_path):
         wait_for(lambda: "locked" in refusal(first), "the commit, which lets no more readers in")
         db.execute("COMMIT")
     assert end(apply).code == 0 and version(first) == LAST
+
+
+def test_a_step_of_forty_megabytes_stays_in_its_cache_and_lets_readers_in(path, tmp_path):
+    folder, seen = with_step(tmp_path, "CREATE TABLE large (bytes);\nINSERT INTO large VALUES (zeroblob(40000000));"), []
+    with mock.patch("steps.record", side_effect=lambda *args, record=steps.record: seen.append(refusal(path)) or record(*args)):
+        assert migrate(path, "apply", folder=folder).code == 0
+    assert seen == [""]
+
+
+def test_a_step_does_not_follow_a_version_that_another_process_has_made_meanwhile(first, tmp_path):
+    with mock.patch("migrate.require_ready", lambda ahead: alter(first, "PRAGMA user_version = 3")):
+        done = migrate(first, "apply")
+    assert done.code == 1 and "step 2 (add_change_times) follows version 1, and another process has just made it 3" in done.err
+    assert version(first) == 3 and names(tmp_path) == [NAME]
 
 
 STOPS = [(signal.SIGTERM, 143), (signal.SIGINT, 130)]
