@@ -52,7 +52,7 @@ def refusals(db, step):
     texts = []
     for query in step.refusals:
         try:
-            texts += [text for text, in db.execute(query)]
+            texts += ["a row without words" if text is None else str(text) for text, in db.execute(query)]
         except sqlite3.OperationalError as error:
             if "no such" not in str(error):
                 raise

@@ -24,6 +24,7 @@ from schema_check import tokens
 FOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "migrations")
 FILE_NAME = re.compile(r"(\d{4})_([a-z0-9]+(?:_[a-z0-9]+)+)\.sql")
 ROWS = re.compile(r"(\w+) +([+-]\d+|any)")
+DECLARING = re.compile(r"^\s*--\s*(?:rows|refuse):", re.MULTILINE)
 
 # What would end the transaction, or cannot run inside one.
 OUTSIDE = {"begin", "commit", "end", "rollback", "savepoint", "release", "attach", "detach", "vacuum"}
@@ -99,6 +100,8 @@ def refusals_of(lines):
     """The queries of a header, which may go on over several lines. Raises ValueError."""
     queries, query = [], None
     for line in lines:
+        if line.startswith(("rows:", "refuse:")) and query is not None:
+            break
         if line.startswith("refuse:"):
             query = line[len("refuse:"):]
         elif query is not None:
@@ -153,8 +156,9 @@ def read_step(path, number, name):
     with open(path, "rb") as file:
         content = file.read()
     try:
-        text = content.decode("utf-8")
-        lines, script = header(text)
+        lines, script = header(content.decode("utf-8-sig"))     # a mark that an editor puts first would hide the header
+        if DECLARING.search(script):
+            raise ValueError("rows: or refuse: stands below the header, which ends at the first line that does not begin with --")
         settings, statements = sort_out(number, split(script))
         return Step(number, name, path, hashlib.sha256(content).hexdigest(), purpose_of(lines), settings, statements,
                     rows_of(lines), refusals_of(lines))
@@ -239,9 +243,12 @@ def rehearse(db, step):
     """Runs a step, no more, on a database that holds nothing of value. Raises StepError."""
     try:
         prepare(db, step)
+        for query in step.refusals:
+            if len(db.execute(query).description or ()) != 1:
+                raise StepError("%s: its refuse: query does not give one column, a text for each row; mend the file" % step.path)
         for statement in step.statements:
             db.execute(statement)
-    except sqlite3.Error as error:
+    except (sqlite3.Error, sqlite3.Warning) as error:   # before Python 3.11 two statements for one are a Warning
         raise StepError("%s fails even in an empty database: %s; mend the file" % (step.path, error))
     db.execute("PRAGMA user_version = %d" % step.number)
 

@@ -80,6 +80,41 @@ def test_a_refusal_without_an_end_is_refused(tmp_path):
         read(tmp_path, "-- refuse: SELECT 1\n\nSELECT 1;")
 
 
+def test_a_refusal_without_an_end_is_not_swallowed_by_the_next(tmp_path):
+    with pytest.raises(steps.StepError, match="its refuse: query has no semicolon at the end"):
+        read(tmp_path, "-- refuse: SELECT 1\n-- refuse: SELECT 2;\nSELECT 1;")
+
+
+@pytest.mark.parametrize("sql", ["-- Why.\n\n-- refuse: SELECT 1;\nSELECT 1;", "\n-- rows: shipments -1\nSELECT 1;",
+                                 "  -- rows: shipments -1\nSELECT 1;", "SELECT 1;\n-- refuse: SELECT 1;"])
+def test_a_declaration_that_stands_outside_of_the_header_is_refused(tmp_path, sql):
+    with pytest.raises(steps.StepError, match="rows: or refuse: stands below the header, .*; mend the file"):
+        read(tmp_path, sql)
+
+
+def test_a_byte_order_mark_hides_no_header(tmp_path):
+    step = read(tmp_path, "\ufeff-- rows: shipments -1\nSELECT 1;")
+    assert step.rows == {"shipments": -1} and step.statements == ["SELECT 1;"]
+
+
+@pytest.mark.parametrize("query, words", [
+    ("SELECT reference FROM shipmets;", "fails even in an empty database: no such table: shipmets"),
+    ("SELECT 1; SELECT 2;", "fails even in an empty database: You can only execute one statement at a time"),
+    ("SELECT id, reference FROM shipments;", "its refuse: query does not give one column"),
+    ("DELETE FROM shipments;", "its refuse: query does not give one column")])
+def test_a_refusal_that_cannot_be_asked_stops_the_step_instead_of_letting_all_rows_pass(tmp_path, query, words):
+    done = migrate(make(tmp_path / NAME), "apply", folder=with_step(tmp_path, "-- refuse: %s\nSELECT 1;" % query))
+    assert done.code == 1 and words in done.err
+    assert version(tmp_path / NAME) == LAST
+
+
+@pytest.mark.parametrize("column, words", [("id", "cannot take 1 rows: 1;"), ("NULL", "cannot take 1 rows: a row without words;")])
+def test_a_refusal_needs_no_words_to_refuse(tmp_path, column, words):
+    folder = with_step(tmp_path, "-- refuse: SELECT %s FROM shipments WHERE id = 1;\nSELECT 1;" % column)
+    done = migrate(make(tmp_path / NAME), "apply", folder=folder)
+    assert done.code == 1 and words in done.err
+
+
 def test_a_step_keeps_the_hash_of_its_bytes(tmp_path):
     first = read(tmp_path, "SELECT 1;")
     assert read(tmp_path, "SELECT 1;").hash == first.hash != read(tmp_path, "SELECT  1;").hash
