@@ -621,7 +621,7 @@ def bounded(kind, low):
     """An argparse type: a number of at least this."""
     def read(text):
         number = kind(text)
-        if number < low:
+        if not number >= low:           # nan, too
             raise argparse.ArgumentTypeError("%s is less than %s" % (text, low))
         return number
     read.__name__ = kind.__name__       # argparse names it where the text is no number at all
@@ -655,9 +655,11 @@ def parse(argv):
 
 
 def show(text):
-    """Prints a line; where nobody takes it any more, as behind `head`, the work goes on without."""
+    """Prints a line, with escapes for what the encoding lacks; where nobody takes it, as behind `head`, the work goes on without."""
     try:
         print(text, flush=True)
+    except UnicodeEncodeError:
+        show(text.encode("ascii", "backslashreplace").decode())
     except OSError:
         sys.stdout = open(os.devnull, "w")
 

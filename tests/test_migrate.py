@@ -396,6 +396,7 @@ def test_no_step_leads_back(path, command):
 
 @pytest.mark.parametrize("argv", [
     [], ["x.db"], ["x.db", "upgrade"], ["x.db", "status", "--to", "2"], ["x.db", "apply", "--to", "0"], ["x.db", "apply", "--to", "two"],
+    ["x.db", "apply", "--wait", "nan"],
     ["x.db", "apply", "y.backup"], ["x.db", "apply", "--wait", "-1"], ["x.db", "apply", "--keep", "0"], ["x.db", "apply", "--kee", "3"],
     ["x.db", "status", "--format", "xml"]])
 def test_wrong_usage_is_said_to_be_that(argv):
@@ -469,6 +470,13 @@ def test_a_link_to_a_database_is_followed(first, tmp_path):
     first.symlink_to(tmp_path / "data" / NAME)
     assert migrate(first, "apply").code == 0
     assert names(tmp_path) == ["data", NAME] and first.is_symlink() and version(first) == LAST
+
+
+def test_a_path_that_the_terminal_cannot_show_is_told_in_escapes(tmp_path):
+    (tmp_path / "ü").mkdir()
+    path = make(tmp_path / "ü" / NAME, 1)
+    done = end(start(path, "apply", env=dict(os.environ, PYTHONIOENCODING="ascii")))
+    assert (done.code, done.err) == (0, "") and done.out.endswith("/\\xfc/%s: version %d\n" % (NAME, LAST))
 
 
 # (a step of the future, why it is refused)
