@@ -347,7 +347,7 @@ def restoration(command, upgrade, tmp_path_factory):
     return Case(tmp_path_factory.mktemp("restore"), start, command("migrate.py", NAME, "restore", backup)).rehearse()
 
 
-KILLS = {"upgrade": 100, "wal_upgrade": 15, "creation": 15, "restoration": 25}
+KILLS = {"upgrade": 80, "wal_upgrade": 15, "creation": 15, "restoration": 25}
 FULLS = {"upgrade": 8, "wal_upgrade": 4, "creation": 4, "restoration": 4}
 
 
