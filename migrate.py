@@ -417,7 +417,8 @@ def create(args, known, todo):
     """Does the steps in a database that appears, whole, after the last; yields each with its seconds."""
     with dbfile.new_database(args.db) as db:
         for step in todo:
-            steps.prepare(db, step)
+            for setting in steps.prelude(step):
+                db.execute(setting)
             with dbfile.transaction(db):
                 seconds = run(db, step, known)
             yield step, seconds
@@ -427,7 +428,7 @@ def upgrade(args, known, todo, tell, say):
     """Backs up, then does the steps; yields each with its seconds once it is committed."""
     for step in todo:
         say("to version %d, at %s" % (todo[-1].number, title(step)))
-        with writing(args.db, args.wait, step.settings) as db:
+        with writing(args.db, args.wait, steps.prelude(step)) as db:
             require_version(db, step)
             if step is todo[0] and step.number > 1:     # with the lock that the step goes on to use: nobody writes in between
                 back_up(db, args, step.number - 1, tell)

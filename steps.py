@@ -233,16 +233,16 @@ def disputes(records, version, steps):
                 yield words
 
 
-def prepare(db, step):
-    """Gives a connection, outside of any transaction, what the step sets, and otherwise what SQLite sets by itself."""
-    for setting in DEFAULTS + tuple(step.settings):
-        db.execute(setting)
+def prelude(step):
+    """The PRAGMAs to run on a connection before a step, outside of any transaction: what it sets, the defaults for the rest."""
+    return DEFAULTS + tuple(step.settings)
 
 
 def rehearse(db, step):
     """Runs a step, no more, on a database that holds nothing of value. Raises StepError."""
     try:
-        prepare(db, step)
+        for setting in prelude(step):
+            db.execute(setting)
         for query in step.refusals:
             if len(db.execute(query).description or ()) != 1:
                 raise StepError("%s: its refuse: query does not give one column, a text for each row; mend the file" % step.path)

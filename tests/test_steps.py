@@ -174,12 +174,13 @@ def test_what_does_no_harm_is_taken(tmp_path, sql):
     assert migrate(path, "status", folder=folder).code == 0
 
 
-def test_a_setting_of_one_step_ends_with_it(tmp_path):
+@pytest.mark.parametrize("number", [0, LAST])
+def test_a_setting_of_one_step_ends_with_it(tmp_path, number):
     with_step(tmp_path, "PRAGMA foreign_keys = ON;\nCREATE TABLE owners (id INTEGER PRIMARY KEY);\n"
                         "CREATE TABLE pets (owner REFERENCES owners ON DELETE CASCADE);\n"
                         "INSERT INTO owners VALUES (1); INSERT INTO pets VALUES (1);", name="add_pets")
     folder = with_step(tmp_path, "-- rows: owners -1\nDELETE FROM owners;\nUPDATE pets SET owner = NULL;", name="drop_owners", number=6)
-    path = make(tmp_path / NAME)
+    path = make(tmp_path / NAME, number) if number else tmp_path / NAME     # in a new one all steps share a connection
     assert migrate(path, "apply", folder=folder).code == 0
     assert ask(path, "SELECT * FROM pets") == [(None,)]
 
