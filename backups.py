@@ -106,7 +106,11 @@ def copy(database, draft):
         else:
             # With the lock held the file stands still. By a process of its own: if this one opened and closed the file, that
             # would drop the lock (sqlite.org/howtocorrupt.html, 2.2).
-            subprocess.run(["cp", "--", database, draft], check=True)
+            done = subprocess.run(["cp", "--", database, draft], stderr=subprocess.PIPE)
+            heed_stops()                # Ctrl-C has ended that process, too
+            if done.returncode:
+                raise dbfile.Refused("%s cannot be copied: %s; make room and try again" % (
+                    database, os.fsdecode(done.stderr).strip() or "cp was ended by signal %d: see ulimit -f" % -done.returncode))
 
 
 def linked(path, name, ending):

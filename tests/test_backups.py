@@ -208,6 +208,22 @@ def test_python_3_6_refuses_a_write_ahead_log_and_names_the_cure(first, tmp_path
     assert content(first) == before and saved(tmp_path) == [] and not list(tmp_path.glob("*.part"))
 
 
+@pytest.mark.parametrize("script, code, words", [
+    ("echo 'cp: no room' >&2; exit 1", 1, "cannot be copied: cp: no room; make room"),
+    ("kill -XFSZ $$", 1, "cannot be copied: cp was ended by signal 25: see ulimit -f"),
+    ("kill -INT $PPID $$", 130, "stopped; ")])
+def test_python_3_6_tells_why_a_copy_failed_and_leaves_none(first, tmp_path, script, code, words):
+    before, tools = content(first), tmp_path / "bin"
+    tools.mkdir()
+    (tools / "cp").write_text("#!/bin/bash\n%s\n" % script)
+    (tools / "cp").chmod(0o755)
+    with mock.patch.dict(os.environ, PATH=str(tools)):
+        with mock.patch.object(sqlite3, "connect", functools.partial(sqlite3.connect, factory=Old)):
+            done = migrate(first, "apply")
+    assert done.code == code and words in done.err
+    assert content(first) == before and names(tmp_path) == ["bin", NAME]
+
+
 def test_the_lock_is_not_lost_over_the_copy(first, either):
     """A process that opens and closes a file drops its own locks on it; the upgrade must not, or others would write in between."""
     seen = []
