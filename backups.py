@@ -186,9 +186,10 @@ def settle(database, backup_folder):
             finish(aside, database, match.group(1))
 
 
-def prune(database, folder, keep):
-    """Removes all but the newest backups; returns what was removed."""
-    old = listed(database, folder)[keep:]
+def prune(database, folder, keep, made):
+    """Removes all but the newest backups and the one just made, which is not the newest by its name where the clock was set back;
+    returns what was removed."""
+    old = [backup for backup in listed(database, folder)[keep:] if backup != made]
     for backup in old:
         os.unlink(backup.path)
     return old

@@ -316,8 +316,8 @@ def back_up(db, args, version, tell):
     return backup
 
 
-def prune(args, tell):
-    for old in backups.prune(args.db, args.backup_dir, args.keep):
+def prune(args, made, tell):
+    for old in backups.prune(args.db, args.backup_dir, args.keep, made):
         tell("removed the old backup " + old.path)
 
 
@@ -426,15 +426,16 @@ def create(args, known, todo):
 
 def upgrade(args, known, todo, tell, say):
     """Backs up, then does the steps; yields each with its seconds once it is committed."""
+    made = None
     for step in todo:
         say("to version %d, at %s" % (todo[-1].number, title(step)))
         with writing(args.db, args.wait, steps.prelude(step)) as db:
             require_version(db, step)
             if step is todo[0] and step.number > 1:     # with the lock that the step goes on to use: nobody writes in between
-                back_up(db, args, step.number - 1, tell)
+                made = back_up(db, args, step.number - 1, tell)
             seconds = run(db, step, known)
         yield step, seconds
-    prune(args, tell)
+    prune(args, made, tell)
 
 
 def apply(args, known, tell):
@@ -482,8 +483,8 @@ def make_backup(args, known, tell):
         say("making a backup")
         require_room(forecast.disks(args.db, args.backup_dir, os.path.getsize(args.db), 0))
         with writing(args.db, args.wait) as db:
-            back_up(db, args, db.execute(schema_check.VERSION).fetchone()[0], tell)
-        prune(args, tell)
+            made = back_up(db, args, db.execute(schema_check.VERSION).fetchone()[0], tell)
+        prune(args, made, tell)
     return 0, {"database": args.db, "backups": paths(args)}
 
 

@@ -146,6 +146,16 @@ def test_the_newest_backups_are_kept_and_the_oldest_removed_after_success(tmp_pa
     assert [backup.name for backup in saved(tmp_path)] == [NAME + ".v1.20260102T030414Z.backup"]
 
 
+@pytest.mark.parametrize("command", ["apply", "backup"])
+def test_the_backup_just_made_is_kept_although_the_clock_was_set_back(first, tmp_path, command):
+    for ahead in 200, 300:
+        with at(MOMENT + ahead):
+            assert migrate(first, "backup").code == 0
+    with at(MOMENT):
+        assert migrate(first, command, "--keep", 2).code == 0
+    assert "%s.v1.%s.backup" % (NAME, STAMP) in names(tmp_path) and len(saved(tmp_path)) == 3
+
+
 def test_no_backup_is_removed_by_a_run_that_fails(tmp_path):
     folder = with_step(tmp_path, "CREATE UNIQUE INDEX one ON shipments (carrier);")
     for number in range(3):
