@@ -174,7 +174,7 @@ def settle(database, backup_folder):
     """Removes what a killed copy() left, and ends what a killed take_place() had begun: as if it had not been, or finished. For
     the holder of the migration lock, so that nobody is at it."""
     for place in (backup_folder, os.path.dirname(database)):
-        with contextlib.suppress(FileNotFoundError):
+        if os.path.lexists(draft_path(database, place)):    # on a read-only disk not even what is not there may be removed
             os.unlink(draft_path(database, place))
     folder, pattern = os.path.dirname(database), re.compile(ASIDE.format(re.escape(os.path.basename(database))))
     for match in filter(None, map(pattern.fullmatch, os.listdir(folder))):

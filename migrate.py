@@ -131,7 +131,8 @@ def heal(args):
 def alone(args):
     """Holds the migration lock on a healed database; gives the function that sets its note. Raises Refused or Unknown."""
     if os.path.exists(args.db) and not os.access(args.db, os.W_OK):     # SQLite would find out only at the first change
-        raise Refused("%s may not be written by uid %d; run as its owner, or grant it" % (args.db, os.geteuid()))
+        raise Refused("%s may not be written by uid %d; run as its owner, grant it, or mount its disk for writing" % (
+            args.db, os.geteuid()))
     try:
         with migration_lock.hold(args.db) as say:
             heal(args)

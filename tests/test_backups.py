@@ -1,6 +1,7 @@
 """Backups that migrate.py makes, keeps and puts back: one that bears its name is sound, and a restoration loses nothing."""
 
 import contextlib
+import errno
 import functools
 import hashlib
 import os
@@ -189,6 +190,19 @@ def test_backups_go_to_another_disk(first, tmp_path):
         assert content(saved(pathlib.Path(other))[0]) == before
         assert migrate(first, "restore", "--backup-dir", other).code == 0
         assert content(first) == before
+
+
+def test_a_backup_on_a_read_only_disk_can_be_put_back(upgraded, tmp_path):
+    (tmp_path / "safe").mkdir()
+    backup = saved(tmp_path)[0].rename(tmp_path / "safe" / saved(tmp_path)[0].name)
+
+    def unlink(path, unlink=os.unlink):     # there even a name that is not there may not be removed
+        if str(path).startswith(str(tmp_path / "safe")):
+            raise OSError(errno.EROFS, "Read-only file system", path)
+        unlink(path)
+    with mock.patch.object(os, "unlink", unlink):
+        assert migrate(upgraded, "restore", "--backup-dir", tmp_path / "safe").code == 0
+    assert content(upgraded) == content(backup)
 
 
 @pytest.mark.parametrize("command", ["plan", "apply"])
