@@ -9,7 +9,6 @@ import collections
 import contextlib
 import os
 import re
-import sqlite3
 import subprocess
 import time
 
@@ -95,7 +94,7 @@ def heed_stops(*_):
 def copy(database, draft):
     """Copies a database, on which this process holds a lock, into an empty file."""
     # By a connection of its own: sqlite3_backup_step() calls one that is in a write transaction busy, for ever.
-    with contextlib.closing(read_only(database)) as db, contextlib.closing(sqlite3.connect(draft, isolation_level=None)) as target:
+    with contextlib.closing(read_only(database)) as db, contextlib.closing(dbfile.connect(draft)) as target:
         if hasattr(db, "backup"):       # Python 3.7
             target.execute("PRAGMA synchronous = OFF")
             db.backup(target, pages=PAGES, progress=heed_stops)
@@ -129,7 +128,8 @@ def named(database, folder, kind, now):
 
 
 def make(db, database, folder, version, now):
-    """A Backup of the database, on which db holds a write lock and has written nothing. Raises Refused, OSError, sqlite3.Error."""
+    """A Backup of the database, on which db holds a write lock and has written nothing. Raises Refused, OSError or
+    sqlite3.Error."""
     with drafted(database, folder, database) as draft:
         copy(database, draft)
         found = fault(draft, counts(db))

@@ -375,6 +375,16 @@ def work_document(item):
             "refused": item.refused, "refused_rows": item.refused_rows}
 
 
+def tell_cost(args, ahead, tell):
+    """Prints what all steps together need."""
+    tell("\nfirst, a backup of %s in %s; the newest %d are kept" % (human(ahead.backup_bytes), args.backup_dir, args.keep))
+    for disk in ahead.disks:
+        tell("disk of %s: %s needed at most, %s free%s" % (
+            disk.folder, human(disk.needed), human(disk.free), "" if disk.free >= disk.needed else ": TOO LITTLE"))
+    tell("about %.0f s in all; the service serves its last figures meanwhile, writers wait until it is done" % ahead.seconds)
+    tell("next: rehearse on a copy (docs/migrations.md), then python3 migrate.py %s apply" % args.db)
+
+
 def plan(args, known, tell):
     state = examined(args.db, known, args.wait)
     require_ours(args.db, state)
@@ -385,16 +395,12 @@ def plan(args, known, tell):
     for item in ahead.works:
         tell_work(item, tell)
     if todo:
-        tell("\nfirst, a backup of %s in %s; the newest %d are kept" % (human(ahead.backup_bytes), args.backup_dir, args.keep))
-        for disk in ahead.disks:
-            tell("disk of %s: %s needed at most, %s free%s" % (
-                disk.folder, human(disk.needed), human(disk.free), "" if disk.free >= disk.needed else ": TOO LITTLE"))
-        tell("about %.0f s in all; the service serves its last figures meanwhile, writers wait until it is done" % ahead.seconds)
-        tell("next: rehearse on a copy (docs/migrations.md), then python3 migrate.py %s apply" % args.db)
+        tell_cost(args, ahead, tell)
     hopeless = any(item.refused_rows for item in ahead.works) or any(disk.free < disk.needed for disk in ahead.disks)
-    return int(hopeless), {"database": args.db, "version": state.version, "to": to, "steps": [work_document(item) for item in ahead.works],
-               "backup_bytes": ahead.backup_bytes, "disks": [dict(disk._asdict()) for disk in ahead.disks],
-               "seconds": round(ahead.seconds, 1)}
+    return int(hopeless), {
+        "database": args.db, "version": state.version, "to": to, "steps": [work_document(item) for item in ahead.works],
+        "backup_bytes": ahead.backup_bytes, "disks": [dict(disk._asdict()) for disk in ahead.disks],
+        "seconds": round(ahead.seconds, 1)}
 
 
 def require_room(disks):
@@ -471,7 +477,8 @@ def verify(args, known, tell):
         rows = backups.counts(db)
     for text in found:
         tell(text)
-    tell("%s: version %d, %s" % (args.db, state.version, "%d differences" % len(found) if found else "as its steps made it, sound"))
+    verdict = "%d differences" % len(found) if found else "as its steps made it, sound"
+    tell("%s: version %d, %s" % (args.db, state.version, verdict))
     for table, count in sorted(rows.items()):
         tell("  {}: {:,} rows".format(table, count))
     return int(bool(found)), {"database": args.db, "version": state.version, "differences": found, "notes": state.notes,
@@ -507,8 +514,8 @@ def require_mendable(path, state):
     """Raises Refused where a database was changed in a way that only a person can judge."""
     beyond = [text for text in state.drift if not text.startswith(MENDABLE) or text.endswith("is extra")]
     if state.faults or beyond:
-        raise Refused("%s: %s; nothing was changed: mend that by hand (a column that is missing beside one that is extra may have "
-                      "been renamed), or 'migrate.py %s restore'" % (path, some(state.faults + beyond), path))
+        raise Refused("%s: %s; nothing was changed: mend that by hand (a column that is missing beside one that is extra may "
+                      "have been renamed), or 'migrate.py %s restore'" % (path, some(state.faults + beyond), path))
 
 
 def miscounted(args):
@@ -616,7 +623,8 @@ def restore(args, known, tell):
     return 0, {"database": args.db, "restored": source, "kept": kept}
 
 
-COMMANDS = {"status": status, "plan": plan, "apply": apply, "verify": verify, "backup": make_backup, "repair": repair, "restore": restore}
+COMMANDS = {"status": status, "plan": plan, "apply": apply, "verify": verify, "backup": make_backup, "repair": repair,
+            "restore": restore}
 LOOKING = ("status", "plan", "verify")  # they change nothing, and exit with 3 where they cannot tell
 
 
@@ -632,8 +640,9 @@ def bounded(kind, low):
 
 
 def parse(argv):
-    parser = argparse.ArgumentParser(prog="migrate.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-                                     usage="migrate.py DB status|plan|apply|verify|backup|repair|restore [options]", allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog="migrate.py", usage="migrate.py DB status|plan|apply|verify|backup|repair|restore [options]", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     add = parser.add_argument
     add("db", metavar="DB", type=os.path.realpath, help="the database file")
     add("command", metavar="COMMAND", choices=sorted(COMMANDS), help=", ".join(COMMANDS))
@@ -658,7 +667,7 @@ def parse(argv):
 
 
 def show(text):
-    """Prints a line, with escapes for what the encoding lacks; where nobody takes it, as behind `head`, the work goes on without."""
+    """Prints a line, with escapes for what the encoding lacks; where nobody takes it, as behind `head`, the work goes on."""
     try:
         print(text, flush=True)
     except UnicodeEncodeError:

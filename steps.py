@@ -212,8 +212,8 @@ def dispute(done, step):
     if done.name != step.name:
         return "step %d was applied as %s, and is %s in %s" % (done.number, done.name, step.name, os.path.dirname(step.path))
     if done.hash != step.hash:
-        return ("step %d (%s) was edited after it was applied at %s: its hash was %.12s, that of %s is %.12s; put the old file back"
-                % (done.number, done.name, done.applied_at, done.hash, step.path, step.hash))
+        return ("step %d (%s) was edited after it was applied at %s: its hash was %.12s, that of %s is %.12s; put the old file "
+                "back" % (done.number, done.name, done.applied_at, done.hash, step.path, step.hash))
     return None
 
 
