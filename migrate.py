@@ -94,10 +94,16 @@ def patiently(action, path, wait):
         time.sleep(BUSY_POLL)
 
 
+def lossless(raw):
+    """A text of the database; bytes that are no UTF-8 come through, so that one such row neither stops a step nor is unnamed."""
+    return raw.decode("utf-8", "surrogateescape")
+
+
 @contextlib.contextmanager
 def reading(path, wait, connect=backups.read_only):
     """A read transaction on an existing file; gives the connection."""
     with contextlib.closing(connect(path)) as db:
+        db.text_factory = lossless
         db.execute("BEGIN")
         patiently(lambda: db.execute(schema_check.VERSION).fetchone(), path, wait)
         yield db
@@ -109,6 +115,7 @@ def writing(path, wait, settings=()):
     connection."""
     with contextlib.ExitStack() as stack:
         db = patiently(lambda: stack.enter_context(dbfile.opened(path, 0)), path, wait)
+        db.text_factory = lossless
 
         def execute(sql):
             return patiently(lambda: db.execute(sql), path, wait)

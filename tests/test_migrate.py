@@ -651,6 +651,18 @@ def test_rows_that_the_rebuild_cannot_take_are_named_and_stay(path, tmp_path):
     assert content(path) == before and saved(tmp_path) == []
 
 
+def test_a_text_that_is_no_utf_8_comes_through_all_steps(first):
+    alter(first, "UPDATE shipments SET carrier = CAST(x'ff41' AS TEXT) WHERE id = 1")
+    assert migrate(first, "apply").code == 0 and migrate(first, "verify").code == 0
+    assert ask(first, "SELECT typeof(carrier), hex(carrier) FROM shipments WHERE id = 1") == [("text", "FF41")]
+
+
+def test_a_row_with_a_text_that_is_no_utf_8_is_named_where_a_step_cannot_take_it(first):
+    alter(first, "UPDATE shipments SET mode = CAST(x'ff41' AS TEXT) WHERE id = 1")
+    done = end(start(first, "apply"))
+    assert done.code == 1 and "reference 'R0': mode '\\udcffA' is no mode" in done.err
+
+
 def test_rows_that_only_a_later_step_cannot_take_stop_it_there(first):
     alter(first, "UPDATE shipments SET mode = 'Air' WHERE id = 1")
     before = shipments(first)
