@@ -117,11 +117,11 @@ def writing(path, wait, settings=()):
         db = patiently(lambda: stack.enter_context(dbfile.opened(path, 0)), path, wait)
         db.text_factory = lossless
 
-        def execute(sql):
+        def patient(sql):
             return patiently(lambda: db.execute(sql), path, wait)
         for setting in ("PRAGMA cache_size = -%d" % CACHE_KIB,) + tuple(settings):
-            execute(setting)
-        stack.enter_context(dbfile.transaction(db, execute=execute))
+            patient(setting)
+        stack.enter_context(dbfile.transaction(db, execute=patient))
         yield db
 
 
