@@ -197,6 +197,8 @@ def explained(error, path):
         return "%s: %s; run as the owner of that file and its folder, or grant it" % (error.filename or path, error.strerror)
     if isinstance(error, OSError):
         return "%s: %s" % (error.filename or path, error.strerror)
+    if isinstance(error, MemoryError):
+        return "%s: out of memory; see free and ulimit -v, and try again" % path
     if not isinstance(error, sqlite3.Error):
         return str(error)
     running = migration(path) if "locked" in str(error) else None
@@ -212,7 +214,7 @@ def exit_code(work, path, stopped, errors=()):
     try:
         with catching_stops():
             return work()
-    except (Refused, sqlite3.Error, OSError) + tuple(errors) as error:
+    except (Refused, sqlite3.Error, OSError, MemoryError) + tuple(errors) as error:
         if caught:                      # the error is then the interruption
             notice(stopped())
             return 128 + caught[0]

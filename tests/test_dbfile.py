@@ -89,6 +89,13 @@ def test_an_exception_that_is_named_as_a_line_becomes_one(database, capsys, monk
         dbfile.exit_code(work, str(database), str)
 
 
+def test_a_lack_of_memory_is_told_in_one_line(database, capsys):
+    def work():
+        raise MemoryError
+    assert dbfile.exit_code(work, str(database), str) == 1
+    assert capsys.readouterr().err.endswith(": %s: out of memory; see free and ulimit -v, and try again\n" % database)
+
+
 def test_a_lock_is_told_as_the_migration_that_holds_it(database):
     error, path = sqlite3.OperationalError("database is locked"), str(database)
     with migrating(database):
