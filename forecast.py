@@ -49,15 +49,17 @@ def actions(db, step):
 
 def refusals(db, step):
     """(first texts, number) of the rows that a step cannot take; (None, None) where an earlier step has to come first."""
-    texts = []
+    texts, count = [], 0
     for query in step.refusals:
         try:
-            texts += ["a row without words" if text is None else str(text) for text, in db.execute(query)]
+            for count, (text,) in enumerate(db.execute(query), count + 1):
+                if len(texts) < SHOWN:  # of a million such rows
+                    texts.append("a row without words" if text is None else str(text))
         except sqlite3.OperationalError as error:
             if "no such" not in str(error):
                 raise
             return None, None
-    return texts[:SHOWN], len(texts)
+    return texts, count
 
 
 def work(model, db, step, rows, size):
