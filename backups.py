@@ -150,9 +150,9 @@ def move_logs(source, target):
 
 
 def finish(aside, database, kind):
-    """Gives a former database the name that it is kept under: of a backup, or, where it is damaged, one without that claim."""
-    name = named(database, os.path.dirname(database), kind, time.time())
-    kept = linked(aside, name, "" if kind == "damaged" else ".backup")
+    """Gives a former database the name that it is kept under. Not that of a backup, which would be removed as one: it is the only
+    place of rows that came after the backup put back."""
+    kept = linked(aside, named(database, os.path.dirname(database), kind, time.time()), ".kept")
     move_logs(aside, kept)
     os.unlink(aside)
     dbfile.sync(os.path.dirname(database))

@@ -12,6 +12,7 @@ import backups
 import steps
 
 SHOWN = 10                  # rows told one by one
+TEXT_MAX = 300              # characters of what is said of each
 SPARE = 16 * 1024 * 1024    # bytes of disk beyond what the estimate says
 
 # Seconds that a row took on a machine of 2026 with a solid-state disk: to read it in a step, to write it with its indexes, and
@@ -54,7 +55,7 @@ def refusals(db, step):
         try:
             for count, (text,) in enumerate(db.execute(query), count + 1):
                 if len(texts) < SHOWN:  # of a million such rows
-                    texts.append("a row without words" if text is None else str(text))
+                    texts.append("a row without words" if text is None else str(text)[:TEXT_MAX])
         except sqlite3.OperationalError as error:
             if "no such" not in str(error):
                 raise

@@ -69,9 +69,10 @@ def title(step):
 
 
 def some(texts, count=None):
-    """The first few of so many texts, as one."""
+    """The beginnings of the first few of so many texts, as one."""
     count = len(texts) if count is None else count
-    return "; ".join(texts[:SHOWN] + (["and %d more" % (count - SHOWN)] if count > SHOWN else []))
+    first = [text[:forecast.TEXT_MAX] for text in texts[:SHOWN]]
+    return "; ".join(first + (["and %d more" % (count - SHOWN)] if count > SHOWN else []))
 
 
 # Locks of others, waited for
@@ -300,9 +301,11 @@ def run(db, step, known):
     began = time.monotonic()
     require_acceptable(db, step)
     others = objects(schema_check.read_schema(db)) - objects(steps.schema_of(known[:step.number - 1]))
-    before = backups.counts(db)
+    before, records = backups.counts(db), steps.recorded(db)
     execute(db, step)
     require_others(db, step, others)
+    if steps.recorded(db) != records:
+        raise Refused("%s was rolled back: it would change what the table migrations records" % title(step))
     prove(db, title(step), before, step.rows, steps.schema_of(known[:step.number]))
     seconds = round(time.monotonic() - began, 3)
     steps.record(db, step, TOOL, seconds)
@@ -618,6 +621,8 @@ def restore(args, known, tell):
         with contextlib.suppress(Unknown):      # a damaged one has no version, an empty or missing one 0
             version = examined(args.db, known, args.wait).version or None
         exists, source = os.path.exists(args.db), chosen(args, version)
+        size = os.path.getsize(source) if os.path.exists(source) else 0
+        require_room(forecast.disks(args.db, os.path.dirname(args.db), size, 0))
         with backups.drafted(args.db, os.path.dirname(args.db), args.db if exists else source) as draft:
             fill(args, known, source, draft, tell)
             if exists:

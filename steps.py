@@ -33,6 +33,7 @@ SETTINGS = {"foreign_keys", "journal_mode", "legacy_alter_table", "recursive_tri
 DEFAULTS = ("PRAGMA foreign_keys = OFF", "PRAGMA legacy_alter_table = OFF", "PRAGMA recursive_triggers = OFF")
 HARMLESS = {"defer_foreign_keys", "foreign_key_check", "application_id"}    # PRAGMAs that work inside one
 UNSAFE = {"off", "memory"}                                                  # journals that a crash does not survive
+ENFORCING = {("foreign_keys", value) for value in ("on", "1", "yes", "true")}
 BEFORE, INSIDE, NOWHERE = "before", "inside", "nowhere"
 
 RECORDS = "SELECT number, name, hash, applied_at, tool, seconds FROM migrations ORDER BY number"
@@ -137,6 +138,10 @@ def placed(statement, number):
     return BEFORE
 
 
+def drops_table(statement):
+    return tokens(statement)[:2] == ["drop", "table"]
+
+
 def sort_out(number, statements):
     """(settings, statements of the transaction). Raises ValueError on what has no place in a step."""
     places = [placed(statement, number) for statement in statements]
@@ -147,8 +152,12 @@ def sort_out(number, statements):
         # At the end it may put back what ends with the step's connection anyway.
         if places[index] == BEFORE and (index < last or "journal_mode" in statements[index].lower()):
             raise ValueError("%s must stand before all other statements" % statements[index])
+    settings = [statement for place, statement in zip(places[:first], statements) if place == BEFORE]
     inside = [statement for place, statement in zip(places, statements) if place == INSIDE]
-    return [statement for place, statement in zip(places[:first], statements) if place == BEFORE], inside
+    if any(pragma(tokens(setting)) in ENFORCING for setting in settings) and any(map(drops_table, inside)):
+        raise ValueError("DROP TABLE under PRAGMA foreign_keys = ON would reach into the tables that refer to it; leave it off, "
+                         "the keys are checked after the step")
+    return settings, inside
 
 
 def read_step(path, number, name):
@@ -219,7 +228,7 @@ def dispute(done, step):
 
 def disputes(records, version, steps):
     """Yields in words why this record, with this user_version, cannot be continued by these steps."""
-    if version > len(steps):
+    if not 0 <= version <= len(steps):
         yield ("version %d is unknown: this folder's steps end with %d; use the release that made it, or restore a backup"
                % (version, len(steps)))
     numbers = [done.number for done in records]

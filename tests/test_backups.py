@@ -312,8 +312,8 @@ def test_restore_gives_every_row_of_the_backup_and_keeps_what_was_there(upgraded
     before, today = content(backup), content(alter(upgraded, "UPDATE shipments SET carrier = 'since then'"))
     done = migrate(upgraded, "restore")
     assert done.code == 0 and content(upgraded) == before and content(backup) == before
-    kept, = set(saved(tmp_path)) - {backup}
-    assert re.fullmatch(re.escape(NAME) + r"\.v4\.\d{8}T\d{6}Z\.backup", kept.name) and content(kept) == today
+    kept, = tmp_path.glob("*.kept")
+    assert re.fullmatch(re.escape(NAME) + r"\.v4\.\d{8}T\d{6}Z\.kept", kept.name) and content(kept) == today
     assert done.out.splitlines() == [
         "from %s: version 1, 6 shipments, found sound" % backup, "what was there is kept as %s" % kept,
         "%s: put back; start writers anew, the service notices by itself" % upgraded]
@@ -324,8 +324,22 @@ def test_restore_gives_every_row_of_the_backup_and_keeps_what_was_there(upgraded
 def test_restore_tells_the_same_as_json(upgraded, tmp_path):
     backup, = saved(tmp_path)
     code, found = document(upgraded, "restore")
-    kept, = set(saved(tmp_path)) - {backup}
+    kept, = tmp_path.glob("*.kept")
     assert (code, found) == (0, {"database": str(upgraded), "restored": str(backup), "kept": str(kept)})
+
+
+def test_what_a_restoration_kept_is_never_removed_as_an_old_backup(upgraded, tmp_path):
+    kept = document(upgraded, "restore")[1]["kept"]
+    with at(MOMENT + 10 ** 9):
+        assert migrate(upgraded, "backup", "--keep", 1).code == 0
+    assert len(saved(tmp_path)) == 1 and os.path.exists(kept)
+
+
+def test_a_restoration_that_would_not_fit_is_not_begun(upgraded, tmp_path):
+    before = content(upgraded)
+    with mock.patch.object(shutil, "disk_usage", lambda place: mock.Mock(free=1000)):
+        done = migrate(upgraded, "restore")
+    assert done.code == 1 and "disk full" in done.err and content(upgraded) == before
 
 
 def test_a_restoration_is_undone_by_another(upgraded, tmp_path):

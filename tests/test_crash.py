@@ -30,7 +30,7 @@ MORE = 5 if LONG else 1                 # times the moments of a migration, or o
 WRITES = ("write", "pwrite64", "pwritev", "ftruncate", "fallocate", "sendfile", "copy_file_range")
 SYNCS = ("fsync", "fdatasync")
 ROOM = WRITES + SYNCS + ("link", "linkat", "rename", "renameat", "renameat2", "mkdir")  # may find the disk full
-BACKUP = re.compile(re.escape(NAME) + r"\.v\d+\.\d{8}T\d{6}Z(\.\d+)?\.backup")
+BACKUP = re.compile(re.escape(NAME) + r"\.v\d+\.\d{8}T\d{6}Z(\.\d+)?\.(backup|kept)")
 
 # The columns of version 1, which every later one has: their values are what no command here may change.
 ROWS = """

@@ -185,6 +185,20 @@ def test_a_setting_of_one_step_ends_with_it(tmp_path, number):
     assert ask(path, "SELECT * FROM pets") == [(None,)]
 
 
+def test_no_table_is_dropped_where_that_would_reach_into_others(tmp_path):
+    folder = with_step(tmp_path, "PRAGMA foreign_keys = ON;\nCREATE TABLE owners (id INTEGER PRIMARY KEY);\nDROP TABLE owners;",
+                       name="drop_owners")
+    done = migrate(make(tmp_path / NAME), "apply", folder=folder)
+    assert done.code == 1 and "DROP TABLE under PRAGMA foreign_keys = ON would reach into" in done.err
+
+
+def test_a_step_cannot_change_what_was_recorded(tmp_path):
+    folder = with_step(tmp_path, "-- rows: migrations any\nUPDATE migrations SET hash = '' WHERE number = 2;", name="edit_record")
+    path = make(tmp_path / NAME)
+    done = migrate(path, "apply", folder=folder)
+    assert done.code == 1 and "it would change what the table migrations records" in done.err and version(path) == LAST
+
+
 def test_foreign_keys_act_where_a_step_switches_them_on(tmp_path):
     with_step(tmp_path, "CREATE TABLE owners (id INTEGER PRIMARY KEY);\nCREATE TABLE pets (owner REFERENCES owners ON DELETE CASCADE);\n"
                         "INSERT INTO owners VALUES (1); INSERT INTO pets VALUES (1);", name="add_pets")
