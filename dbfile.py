@@ -98,6 +98,10 @@ def transaction(db, begin="BEGIN IMMEDIATE", execute=None):
     except BaseException:
         if db.in_transaction:           # after a full disk or an I/O error SQLite may have rolled back already
             db.execute("ROLLBACK")
+        # A write that failed on its way out of the cache leaves the journal to whoever reads next, and a reader who may not write
+        # could not use it.
+        with contextlib.suppress(sqlite3.Error):
+            db.execute("PRAGMA schema_version").fetchone()
         raise
 
 

@@ -20,6 +20,7 @@ import sys
 import pytest
 
 import crash
+import dbfile
 import rollups
 import steps
 from conftest import LONG, copy_product
@@ -288,6 +289,16 @@ def test_a_load_into_a_file_system_that_is_really_full_says_so_and_changes_nothi
     done = subprocess.run(command("seed.py", NAME, "--append", "--rows", 5000), cwd=str(disk), stdout=subprocess.PIPE,
                           stderr=subprocess.PIPE, universal_newlines=True)
     assert done.returncode == 1 and "disk" in done.stderr and done.stderr.count("\n") == 1
+    assert listing(disk) == [NAME] and state(disk / NAME) == before
+
+
+@pytest.mark.parametrize("disk", ["size=400k"], indirect=True)
+def test_a_load_that_outgrew_its_cache_on_a_full_disk_leaves_nothing_to_roll_back(year, disk):
+    path = shutil.copy(str(year / NAME), str(disk / NAME))
+    before = state(disk / NAME)
+    with pytest.raises(sqlite3.OperationalError, match="full"), dbfile.opened(path) as db, dbfile.transaction(db):
+        db.execute("PRAGMA cache_size = 10")
+        db.execute("UPDATE shipments SET origin = 'Somewhere else', destination = hex(randomblob(500))")
     assert listing(disk) == [NAME] and state(disk / NAME) == before
 
 
