@@ -513,9 +513,11 @@ def say_credentials(fault):
 
 
 def check_schema(store):
-    """Findings about the schema; the last of those that refuse it has the cure."""
+    """Findings about the schema; the last of those that refuse it has the cure. An earlier version is one finding, not one for
+    each thing that it lacks."""
     refused = len(store.differences())      # which come first
-    for number, (grade, words) in enumerate(store.findings, 1):
+    findings = [("error", words) for words in store.behind()] or store.findings
+    for number, (grade, words) in enumerate(findings, 1):
         cure = "; " + store.cure() if number == refused else ""
         yield Finding("error" if number <= refused else grade, "database %s: %s%s" % (store.path, words, cure))
 

@@ -246,9 +246,13 @@ class Store:
     def errors(self):
         return [finding.text for finding in self.findings if finding.grade == "error"]
 
+    def behind(self):
+        """What says that the schema is of an earlier version, in a list; all that it lacks follows from that."""
+        return [finding.text for finding in self.findings if finding.grade == "version" and 0 < self.version < self.wanted.version]
+
     def differences(self):
         """What keeps the schema from being that of this release."""
-        return [finding.text for finding in self.findings if finding.grade in ("error", "version")]
+        return self.behind() or [finding.text for finding in self.findings if finding.grade in ("error", "version")]
 
     def cure(self):
         """What helps against a schema that does not fit, in words."""
