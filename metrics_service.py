@@ -46,6 +46,7 @@ sys.dont_write_bytecode = True  # --check must leave no trace, and a run by root
 import exposition
 import messages
 import migration_lock
+import notify
 import schema_check
 import supervision
 import webserver
@@ -61,6 +62,7 @@ FOLDER = os.path.dirname(os.path.abspath(__file__))
 
 CERTIFICATE_NOTICE = 21 * 86400  # s before a certificate's end in which a person should replace it, as health_check.py has it
 CHECK_SECONDS = 10      # for the --check of the code and the settings that a reload would bring
+PAUSE_SECONDS = 5       # that a reload may accept nobody, and METRICS_DRAIN_SECONDS for each of its waits
 RELOAD_PATIENCE = 0.1   # s that a program just loaded waits for a locked database, while its clients wait for it
 UNREADY = "start and not be ready"  # words that restart_service.sh too looks for in what --check says
 EX_CONFIG = 78          # sysexits.h: something is wrong that only a person can mend
@@ -428,6 +430,20 @@ class Service:
         self.refusal = time.time(), why
         event(logging.ERROR, "reload_refused", reason="reload_refused", detail=why + "; serving on as before")
 
+    def words(self, url):
+        """What a person wants to know, in one sentence, as the last requests have found it."""
+        store, trouble, figures = self.store, self.store.trouble, self.store.last
+        total = figures and "%d shipments" % sum(figures.statuses.values())
+        if not trouble:
+            state = total or "no figures yet"
+        elif figures and store.state and store.state[0] == "database_stale":
+            state = "%s as of %s, since then %s: %s" % (total, instant(figures.now), trouble.reason, trouble.detail)
+        else:
+            state = "no figures, %s: %s" % (trouble.reason, trouble.detail)
+        notes = ["reload refused: " + self.refusal[1]] if self.refusal else []
+        notes += ["log on stdout (%s)" % self.log.reason] if self.log.reason else []
+        return "; ".join(["serving on %s: %s" % (url, state)] + notes)
+
     def document(self, snapshot, history):
         figures, stale = snapshot
         blocks = self.own_blocks(figures)
@@ -791,6 +807,14 @@ def immovable(settings, env_file):
     return "a reload cannot change %s; restart instead" % " and ".join(words) if words else None
 
 
+def say_silence(trouble):
+    """Logs that the service does not answer itself any more, which the manager will end, or that it does again."""
+    if trouble:
+        event(logging.ERROR, "watchdog_unfed", detail=trouble + "; the service manager will end and restart the service")
+    else:
+        event(logging.INFO, "watchdog_recovered")
+
+
 class Life:
     """One run of the service: what it serves with, its reloads and its end."""
 
@@ -798,7 +822,25 @@ class Life:
         self.settings, self.signals = settings, signals
         self.env_file = env_file and os.path.abspath(env_file)
         self.handler, self.certificate_end = tls_of(settings)
+        self.server = self.url = None   # once it listens
         self.service = Service(log, store, credentials_of(settings), self.certificate_end)
+        self.manager = notify.Manager(os.environ, os.getpid())
+        self.watch = notify.Watch(self.manager, lambda: self.service.words(self.url), self.silence, say_silence)
+
+    def silence(self, seconds):
+        return notify.silence(self.server.socket, self.service.instance, seconds, self.handler.secure)
+
+    def oversee(self):
+        """Tells the manager that we serve, and from here on how we are."""
+        if not self.manager.address:
+            return
+        if self.manager.period and sys.stderr:
+            import faulthandler
+            faulthandler.enable()       # the watchdog's SIGABRT then prints what every thread is at
+        self.watch.say(READY=1)
+        logging.getLogger(NAME).addHandler(notify.Bell(self.watch.changed))
+        with supervision.blocked():
+            self.watch.start()
 
     def start(self, handover):
         """Listens and serves. Raises OSError like listen."""
@@ -809,10 +851,11 @@ class Life:
             self.server.start()
         for finding in check_exposure(actual):
             event(logging.WARNING, "exposed", detail=finding.text)
-        url = url_of(actual)
-        event(logging.INFO, "service_started", instance=self.service.instance, pid=os.getpid(), url=url, version=VERSION,
+        self.url = url_of(actual)
+        event(logging.INFO, "service_started", instance=self.service.instance, pid=os.getpid(), url=self.url, version=VERSION,
               **({"connections": len(frozen)} if handover else {}))
-        return url
+        self.oversee()
+        return self.url
 
     def run(self, lock=None):
         """Serves until a signal ends it; the exit code. Without the PidFile, as for a demo, SIGHUP is such a signal too: the
@@ -821,6 +864,7 @@ class Life:
             name = self.signals.wait()
             if name != "SIGHUP" or not lock:
                 return self.stop(name)
+            self.manager.reloading()
             try:
                 refusal = (immovable(self.settings, self.env_file)
                            or recheck(self.settings, self.env_file, self.signals, self.service.store.indispensable())
@@ -830,6 +874,7 @@ class Life:
             except OSError as error:  # no process, descriptor or interpreter for it
                 refusal = "the new code cannot be run: %s" % error
             self.service.refuse_reload(refusal)
+            self.manager.tell(READY=1)
 
     def reload(self, lock):
         """Goes on as the program and with the settings that the files hold by now; comes back only to say why not. Raises
@@ -838,15 +883,28 @@ class Life:
             if self.signals.waiting():
                 raise Overtaken
             event(logging.INFO, "service_reloading", instance=self.service.instance)
-            if not self.server.pause(self.settings.drain_seconds):
-                return "the requests in flight were not finished within METRICS_DRAIN_SECONDS"
+            self.watch.rest(PAUSE_SECONDS + 3 * self.settings.drain_seconds)    # more than pause() can take
             try:
-                state = json.dumps(self.server.freeze()).encode()
-                supervision.reexec(own_command(self.env_file), self.server.socket, lock, state)
+                if not self.server.pause(self.settings.drain_seconds):
+                    return "the requests in flight were not finished within METRICS_DRAIN_SECONDS"
+                with self.watch.lock:   # it opens descriptors
+                    self.go_on_as_new(lock)
             finally:
-                self.server.resume()
+                self.watch.rest(0)
+
+    def go_on_as_new(self, lock):
+        """Becomes the program that the files hold by now. Raises OSError, serving on, where that cannot be run."""
+        try:
+            state = json.dumps(self.server.freeze()).encode()
+            if self.manager.period:
+                self.manager.tell(WATCHDOG=1)   # the new program has the whole period for its start
+            supervision.reexec(own_command(self.env_file), self.server.socket, lock, state)
+        finally:
+            self.server.resume()
 
     def stop(self, name):
+        self.manager.tell(STOPPING=1, STATUS="stopping")
+        self.watch.end()
         event(logging.INFO, "service_stopping", signal=name)
         abandoned = self.server.stop(self.settings.drain_seconds)
         if abandoned:
