@@ -8,11 +8,19 @@
   fresh      the age of the newest change, with --max-age only
   log        errors of this run of the service: read from --log-file, or from what /metrics says of its log
 
-A check is ok, warning, failing or could not tell. Exit code 0: each check is ok or warning. Exit code 1: one is failing or could
-not tell, or the arguments are wrong. All ends within --timeout, however slowly anything answers, so runs from cron never pile up.
-This one file is all that another host needs. For cron, which mails whatever is printed:
+A check is ok, warning, failing or could not tell. What is printed, and the exit code when the worst check is:
+
+  --format    ok  warning  failing  could not tell, or wrong arguments
+  text        0   0        1        1                one line for each check
+  json        0   0        1        1
+  nagios      0   1        2        3                one line with performance data; -v, -vv and -vvv tell more
+  textfile    0   0        1        1                for the node exporter, as --textfile FILE writes it beside any format
+
+The checks end within --timeout, however slowly anything answers, so runs never pile up; writing the textfile and --ping have 5 s
+more each. This one file is all that another host needs. For cron, which mails whatever is printed, and for Nagios or Icinga:
 
   */5 * * * * /opt/metrics/health_check.py --quiet --log-file /var/log/metrics.log
+  /opt/metrics/health_check.py --format nagios -H 192.0.2.7 -p 8321 -w 0.5 -c 2 -t 10
 """
 
 import argparse
@@ -20,6 +28,7 @@ import base64
 import calendar
 import email.utils
 import enum
+import errno
 import http.client
 import json
 import math
@@ -29,10 +38,11 @@ import socket
 import ssl
 import stat
 import sys
+import tempfile
 import threading
 import time
 from collections import namedtuple
-from contextlib import closing
+from contextlib import closing, suppress
 from urllib.parse import urlsplit
 
 VERSION = "0.1.0"
@@ -43,10 +53,12 @@ RUNBOOK = "docs/runbook.md#"
 BODY_LIMIT = 4 << 20                # bytes; a real answer has some tens of thousands
 TEXT_LIMIT = 300                    # characters printed of a text that somebody else wrote
 LOG_TAIL = 256 << 10                # bytes read from the end of a log file
+WRITE_SECONDS = PING_SECONDS = 5      # beyond the time for all checks: a verdict has to be told however long it took
 CLOCK_SLACK = 120                   # seconds between the figures' time and the Date of the answer that brings them
 CERTIFICATE_NOTICE = 21 * 86400     # seconds before a certificate's end that a person gets to replace it
 TIMESTAMP = "%Y-%m-%dT%H:%M:%S"     # UTC; once the Z is off, times compare as text, with or without a fraction
 REASON = re.compile("[a-z_]{1,30}")
+RANGE = re.compile(r"(@?)(?:(~|{0})?:)?({0})?".format(r"-?\d+(?:\.\d+)?"))     # [@][start:][end] of monitoring plugins
 LOOPBACK = re.compile(r"localhost|127\.[0-9.]+|::1")
 LOG_LINE = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[.\d]*)Z ([A-Z]+) (.+)")
 LOG_FIELD = re.compile(r' (\w+)=("(?:[^"\\]|\\.)*"|\S*)')
@@ -55,6 +67,17 @@ ENDED_BY = {"database_unavailable": "database_recovered", "schema_mismatch": "da
             "credentials_invalid": "credentials_recovered", "accept_failed": "accept_recovered"}
 FILE_REASONS = {FileNotFoundError: "missing", NotADirectoryError: "missing", IsADirectoryError: "not_a_file",
                 PermissionError: "denied"}
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+# The metrics of the textfile and what they say. Every file of a folder has to say the same of a metric of the same name.
+FAMILIES = {
+    "status": "Whether a check came to this status at the last run.",
+    "verdict": "Whether the worst status of the last run was this one.",
+    "duration_seconds": "Duration of the last run.",
+    "request_duration_seconds": "Duration of the last run's requests that were answered.",
+    "last_run_timestamp_seconds": "When the last run ended.",
+}
+FAMILY = "logistics_check_"
 
 # What each answer of /metrics has, be it the problem document of a failing service, and what each good one has besides.
 COUNT, NUMBER, TEXT, NULL = (int,), (int, float), (str,), (type(None),)     # exact types: a bool is no count
@@ -111,14 +134,21 @@ class Status(enum.IntEnum):
 
 OK, WARNING, UNKNOWN, FAILING = Status
 
+FIGURES = ("metrics", "latency")     # checks whose summary tells something when all is ok
+PLUGIN_STATES = {OK: (0, "OK"), WARNING: (1, "WARNING"), FAILING: (2, "CRITICAL"), UNKNOWN: (3, "UNKNOWN")}
+
 HEALTH = {"pass": OK, "warn": WARNING, "fail": FAILING}     # health+json, draft-inadarei-api-health-check-06
 
 Finding = namedtuple("Finding", "status reason summary")    # reason: one word of the runbook, or None
 Result = namedtuple("Result", "name status reason summary seconds")
-Report = namedtuple("Report", "verdict url instance checked_at seconds results")
+Request = namedtuple("Request", "seconds path peer status size")     # status and size of the answer, None without one
+Measure = namedtuple("Measure", "label value unit warning critical least most")      # for performance data; None: does not apply
+Report = namedtuple("Report", "verdict url instance checked_at seconds results requests measures")
 Answer = namedtuple("Answer", "status phrase location date body")   # any HTTP answer, its body cut off behind the limit
 Entry = namedtuple("Entry", "time level text")              # a log line; text begins with the event
-Option = namedtuple("Option", "name kind default metavar help")
+Range = namedtuple("Range", "text start end inside")       # the values that are no alert, or with inside those that are one
+Limit = namedtuple("Limit", "seconds status")               # status: of what is not done by then, None where the format says so
+Option = namedtuple("Option", "name letter kind default metavar help")
 
 
 class Overdue(Exception):
@@ -167,6 +197,20 @@ def stamp(seconds):
     return time.strftime(TIMESTAMP, time.gmtime(seconds))
 
 
+def decimal(number):
+    """The shortest text of a number to the microsecond, without an exponent, which readers of performance data do not know."""
+    return "{:.6f}".format(number).rstrip("0").rstrip(".") if isinstance(number, float) else str(number)
+
+
+def upto(limit):
+    """The Range of what is not above a limit."""
+    return Range(decimal(limit), 0, limit, False)
+
+
+def alerts(span, value):
+    return (span.start <= value <= span.end) == span.inside
+
+
 def parse_object(body):
     """The object in strict JSON. ValueError for anything else: NaN and what overflows, another type, undecodable bytes."""
     def finite(number):
@@ -213,9 +257,10 @@ def find_proxy(url):
 class Exchange:
     """One GET over a connection of its own. stage and peer tell whoever stops waiting how far it came."""
 
-    def __init__(self, settings, path, authorization):
-        self.url, self.path, self.context = settings.url, path, settings.ca_file
-        self.proxy = find_proxy(self.url)
+    def __init__(self, url, path, context=None, authorization=None):
+        self.url, self.path, self.context = url, path, context
+        self.name = "GET " + path   # in what is told of it
+        self.proxy = find_proxy(url)
         self.headers = {"User-Agent": USER_AGENT, "Accept": "application/json, */*;q=0.5", "Connection": "close"}
         if authorization:
             self.headers["Authorization"] = authorization
@@ -249,7 +294,7 @@ class Exchange:
         if self.url.scheme == "https":
             self.expires = ssl.cert_time_to_seconds(sock.getpeercert()["notAfter"])
         through = "http://" + self.url.netloc if self.proxy and self.url.scheme == "http" else ""
-        self.connection.request("GET", through + self.url.path + self.path, headers=self.headers)
+        self.connection.request("GET", through + (self.url.path + self.path or "/"), headers=self.headers)
         response = http.client.HTTPResponse(sock, method="GET")
         if not response.fp.peek(1):
             raise http.client.RemoteDisconnected
@@ -265,13 +310,14 @@ class Exchange:
         """The Trouble that names this request and whom it went to."""
         if self.proxy and reason in ("unresolved", "timeout", "refused", "unreachable"):
             reason = "proxy"
-        return Trouble(FAILING, reason, "GET {} at {}: {}".format(self.path, self.peer, summary))
+        return Trouble(FAILING, reason, "{} at {}: {}".format(self.name, self.peer, summary))
 
-    def give_up(self, seconds):
+    def give_up(self, seconds, status):
         """The Trouble for an exchange that is stuck where it is."""
         connected = self.stage is CONNECT and self.connection.sock
         reason, summary = HANDSHAKE if connected else self.stage
-        return self.trouble(reason, "{}; gave up after {:.3g} s".format(summary, seconds))
+        trouble = self.trouble(reason, "{}; gave up after {:.3g} s".format(summary, seconds))
+        return Trouble(*trouble.finding._replace(status=status))
 
     def explain(self, error):
         """The Trouble for an error listed in ENDINGS."""
@@ -298,8 +344,9 @@ class Site:
 
     def __init__(self, settings):
         self.settings = settings
-        self.deadline = time.monotonic() + settings.timeout
-        self.requests = []          # (seconds it took, path), answered or not
+        self.deadline = time.monotonic() + settings.timeout.seconds
+        self.requests = []          # one Request each, answered or not
+        self.expired = False        # whether a request was given up because the time for all checks ended
         self.last = None            # the Exchange that was answered last
         self.clock = time.time()    # the service's own, by the Date of its last answer
         self.instance = None        # known once the service is reachable
@@ -310,20 +357,23 @@ class Site:
         """What function returns within what is left of the time for all checks."""
         left = self.deadline - time.monotonic()
         if left <= 0:
-            raise Trouble(UNKNOWN, None, "nothing is left of the {:g} s for all checks".format(self.settings.timeout))
+            raise Trouble(UNKNOWN, None, "nothing is left of the {:g} s for all checks".format(self.settings.timeout.seconds))
         return within(left, function, *arguments)
 
     def fetch(self, path, statuses, authorization=None):
         """The Answer to GET path with one of these statuses; Trouble tells what happened instead."""
-        exchange, started = Exchange(self.settings, path, authorization), time.monotonic()
+        exchange = Exchange(self.settings.url, path, self.settings.ca_file, authorization)
+        answer, started = None, time.monotonic()
         try:
             answer = self.within(exchange.run)
         except Overdue:
-            raise exchange.give_up(time.monotonic() - started)
+            self.expired = True
+            raise exchange.give_up(time.monotonic() - started, self.settings.timeout.status)
         except (OSError, http.client.HTTPException, ssl.CertificateError, UnicodeError) as error:
             raise exchange.explain(error)
         finally:
-            self.requests.append((time.monotonic() - started, path))
+            facts = (answer.status, len(answer.body)) if answer else (None, None)
+            self.requests.append(Request(time.monotonic() - started, path, exchange.peer, *facts))
         exchange.refuse(answer, statuses)
         date = email.utils.parsedate_tz(answer.date or "")
         self.clock = email.utils.mktime_tz(date) if date else time.time()
@@ -457,11 +507,15 @@ def check_database(site):
 
 
 def check_latency(site):
+    """By the slowest request. One that was given up has its own line, and a time that nobody knows."""
     require(site.instance)
-    limit, (seconds, path) = site.settings.max_latency, max(site.requests)
-    if seconds > limit:
-        return Finding(FAILING, "too_slow", "{:.3f} s for {}, limit {:g} s".format(seconds, path, limit))
-    return Finding(OK, None, "{:.3f} s, limit {:g} s".format(seconds, limit))
+    require(None if site.expired else site.requests, "a request was given up")
+    slowest = max(site.requests, key=lambda request: request.seconds)
+    for status, span in ((FAILING, site.settings.critical), (WARNING, site.settings.warning)):
+        if span and alerts(span, slowest.seconds):
+            told = "{:.3f} s for {}, {} {} s".format(slowest.seconds, slowest.path, "range" if span.start else "limit", span.text)
+            return Finding(status, "too_slow", told)
+    return Finding(OK, None, "{:.3f} s, limit {} s".format(slowest.seconds, site.settings.critical.text))
 
 
 def check_fresh(site):
@@ -602,16 +656,46 @@ def judge(site, name, check):
     return finding and Result(name, *finding, seconds=round(time.monotonic() - started, 6))
 
 
+def measure(site):
+    """What there is to draw a curve of. What is not known is left out: Icinga refuses the U that the guidelines give it."""
+    settings, figures = site.settings, site.figures
+    answered = [request.seconds for request in site.requests if request.status]
+    if answered:
+        yield Measure("latency", max(answered), "s", settings.warning, settings.critical, 0, settings.timeout.seconds)
+    if not figures:
+        return
+    shipments, database, rate = figures["shipments"], figures["database"], figures["delivery"]["on_time_rate"]
+    age, limit = database["newest_change_age_seconds"], settings.max_age
+    for name in ("total", "open", "overdue"):
+        yield Measure("shipments_" + name, shipments[name], "", None, None, 0, None)
+    if rate is not None:
+        yield Measure("on_time", rate * 100, "%", None, None, 0, 100)
+    if age is not None:
+        yield Measure("newest_change_age", age, "s", None, limit and Range("~:" + decimal(limit), -math.inf, limit, False),
+                      None, None)
+    if type(database.get("size_bytes")) is int:
+        yield Measure("database_size", database["size_bytes"], "B", None, None, 0, None)
+    yield Measure("requests", figures["requests"]["total"], "c", None, None, 0, None)
+    yield Measure("log_errors", figures["logging"]["errors_total"], "c", None, None, 0, None)
+    yield Measure("uptime", figures["service"]["uptime_seconds"], "s", None, None, 0, None)
+
+
 def run_checks(settings):
     site, started = Site(settings), time.monotonic()
     results = [result for result in (judge(site, name, check) for name, check in CHECKS) if result]
     verdict = max(result.status for result in results)
     seconds = round(time.monotonic() - started, 6)
-    return Report(verdict, settings.url.geturl(), site.instance, stamp(time.time()) + "Z", seconds, results)
+    return Report(verdict, settings.url.geturl(), site.instance, stamp(time.time()) + "Z", seconds, results, site.requests,
+                  list(measure(site)))
 
 
 def exit_code(report):
     return 0 if report.verdict <= WARNING else 1
+
+
+def cause_of(report):
+    """The result that the verdict is of; the database comes before what else shows its failure."""
+    return max(report.results, key=lambda result: (result.status, result.reason is not None, result.name == "database"))
 
 
 def sentence(result):
@@ -619,26 +703,148 @@ def sentence(result):
     return printable("{}: {}".format(result.reason, result.summary) if result.reason else result.summary)
 
 
-def as_text(report):
-    """The verdict with its nearest cause, then every check; the database comes before what else shows its failure."""
-    cause = max(report.results, key=lambda result: (result.status, result.name == "database"))
-    told = "{} checks".format(len(report.results)) if report.verdict is OK else cause.name + " " + sentence(cause)
-    lines = ["{} {}: {} ({})".format(SERVICE, report.verdict.words().upper(), told, report.url)]
+def check_lines(report):
     width = max(len(result.status.words()) for result in report.results)
     for result in report.results:
-        lines.append("  {:{}}  {:9}  {}".format(result.status.words(), width, result.name, sentence(result)))
-        if result.reason:
-            lines[-1] += "  " + RUNBOOK + result.reason
-    return "\n".join(lines)
+        line = "  {:{}}  {:9}  {}".format(result.status.words(), width, result.name, sentence(result))
+        yield line + "  " + RUNBOOK + result.reason if result.reason else line
 
 
-def as_json(report):
+def request_lines(report):
+    """What was asked, of whom, and what came back: to find out where the check itself goes wrong."""
+    for request in report.requests:
+        answer = "{}, {} bytes,".format(request.status, request.size) if request.status else "no answer"
+        yield printable("  GET {} at {}: {} after {} s".format(request.path, request.peer, answer, decimal(request.seconds)))
+    instance = report.instance or "unknown"
+    yield printable("  health_check {}, Python {}, instance {}, {} s in all".format(
+        VERSION, sys.version.split()[0], instance, decimal(report.seconds)))
+
+
+def as_text(report, verbose=0):
+    """The verdict with its nearest cause, then every check, with -vvv every request too."""
+    cause = cause_of(report)
+    told = "{} checks".format(len(report.results)) if report.verdict is OK else cause.name + " " + sentence(cause)
+    lines = ["{} {}: {} ({})".format(SERVICE, report.verdict.words().upper(), told, report.url)]
+    return "\n".join([*lines, *check_lines(report), *(request_lines(report) if verbose > 2 else ())])
+
+
+def as_json(report, verbose=0):
     checks = [dict(result._asdict(), status=result.status.name.lower()) for result in report.results]
     return json.dumps({"verdict": report.verdict.name.lower(), "exit": exit_code(report), "url": report.url,
                        "instance": report.instance, "checked_at": report.checked_at, "seconds": report.seconds, "checks": checks})
 
 
-OUTPUTS = {"text": as_text, "json": as_json}
+def performance(item):
+    """'label'=value[UOM];[warn];[crit];[min];[max], where every number is in the unit of the value."""
+    label = "'{}'".format(item.label) if " " in item.label else item.label
+    spans = [span.text if span else "" for span in (item.warning, item.critical)]
+    ends = ["" if end is None else decimal(end) for end in (item.least, item.most)]
+    return "{}={}{};{}".format(label, decimal(item.value), item.unit, ";".join(spans + ends)).rstrip(";")
+
+
+def as_plugin(report, verbose=0):
+    """One line, as the monitoring-plugins guidelines want it; -v adds to it, -vv every check, -vvv every request too.
+
+    A | ends what people read, wherever it stands, so that none is let through.
+    """
+    cause, state = cause_of(report), PLUGIN_STATES[report.verdict][1]
+    told = "{} {}".format(cause.name, sentence(cause)) + (" ({}{})".format(RUNBOOK, cause.reason) if cause.reason else "")
+    if report.verdict is OK:
+        told = "; ".join("{} {}".format(result.name, sentence(result)) for result in report.results if result.name in FIGURES)
+    if verbose > 0:
+        others = [result for result in report.results if result.status is not OK and result is not cause]
+        told = "; ".join([told] + [result.name + " " + sentence(result) for result in others] + [report.url])
+    lines = ["{} {}: {}".format(SERVICE, state, told)]
+    lines += check_lines(report) if verbose > 1 else ()
+    lines += request_lines(report) if verbose > 2 else ()
+    lines = [line.replace("|", "/") for line in lines]
+    lines[0] += " | " + " ".join(map(performance, report.measures)) if report.measures else ""
+    return "\n".join(lines)
+
+
+def plugin_error(text):
+    """The line for a check that could not be made."""
+    return "{} UNKNOWN: {}".format(SERVICE, printable(text).replace("|", "/"))
+
+
+def samples(report):
+    """(family, labels, value) of every sample of the textfile. A status that a check does not have is there too, as 0."""
+    for result in report.results:
+        for status in Status:
+            yield "status", [("check", result.name), ("status", status.name.lower())], int(result.status is status)
+    for status in Status:
+        yield "verdict", [("status", status.name.lower())], int(report.verdict is status)
+    yield "duration_seconds", [], report.seconds
+    taken = {request.path: request.seconds for request in report.requests if request.status}
+    for path in sorted(taken):
+        yield "request_duration_seconds", [("path", path)], taken[path]
+    yield "last_run_timestamp_seconds", [], calendar.timegm(time.strptime(report.checked_at, TIMESTAMP + "Z"))
+
+
+def as_textfile(report, verbose=0):
+    """Text format 0.0.4 without timestamps, which the collector refuses. url tells apart what several files say."""
+    lines, told = [], None
+    for family, labels, value in samples(report):
+        if family != told:
+            lines += ["# HELP {0}{1} {2}\n# TYPE {0}{1} gauge".format(FAMILY, family, FAMILIES[family])]
+            told = family
+        pairs = [(name, text.replace("\\", r"\\").replace('"', r'\"')) for name, text in [("url", report.url)] + labels]
+        lines.append("{}{}{{{}}} {}".format(FAMILY, family, ",".join('{}="{}"'.format(*pair) for pair in pairs), decimal(value)))
+    return "\n".join(lines)
+
+
+OUTPUTS = {"text": as_text, "json": as_json, "nagios": as_plugin, "textfile": as_textfile}
+
+
+def replace_file(path, text):
+    """Puts a file that all may read in the place of path in one step, so that no reader meets half of one. OSError."""
+    folder, name = os.path.split(os.path.abspath(path))
+    number, scratch = tempfile.mkstemp(".tmp", "." + name + ".", folder)    # by no name that the collector reads
+    try:
+        with open(number, "w", encoding="utf-8") as file:
+            os.fchmod(number, 0o644)                # made with 0600, and the collector is another user
+            file.write(text + "\n")
+            file.flush()
+            os.fsync(number)
+        os.replace(scratch, path)
+    except BaseException:       # raised again: nothing is left behind
+        os.unlink(scratch)
+        raise
+
+
+def export(report, path):
+    """The report once its textfile is written. Where that fails, Prometheus could not be told, and the report says so."""
+    started = time.monotonic()
+    try:
+        within(WRITE_SECONDS, replace_file, path, as_textfile(report))
+        return report
+    except Overdue:
+        reason, words = "timeout", "writing takes more than {} s".format(WRITE_SECONDS)
+    except OSError as error:
+        reason, words = FILE_REASONS.get(type(error), "io_error"), error.strerror
+        reason = "disk_full" if error.errno in FULL else reason
+    finding = Finding(UNKNOWN, reason, "{}: {}: the node exporter is not told".format(path, words))
+    result = Result("textfile", *finding, seconds=round(time.monotonic() - started, 6))
+    return report._replace(verdict=max(report.verdict, UNKNOWN), results=report.results + [result])
+
+
+def ping(url, healthy):
+    """Tells a dead-man switch of this run. What keeps it from doing so is said, and is no matter of the service's health."""
+    exchange = Exchange(url._replace(query="", path=url.path.rstrip("/")),
+                        ("" if healthy else "/fail") + ("?" + url.query if url.query else ""))
+    exchange.name = "the ping"      # its path is as good as a password
+    try:
+        answer = within(PING_SECONDS, exchange.run)
+        if 200 <= answer.status < 300 and not answer.body.startswith(b"OK ("):      # (not found), (rate limited)
+            return
+        told = "the ping at {}: {} {}".format(exchange.peer, answer.status, answer.body[:40].decode("ascii", "replace"))
+    except Overdue:
+        told = exchange.give_up(PING_SECONDS, UNKNOWN).finding.summary
+    except (OSError, http.client.HTTPException, ssl.CertificateError, UnicodeError) as error:
+        told = exchange.explain(error).finding.summary
+    except Exception as error:      # whatever it is, the verdict has been told and stands
+        told = repr(error)
+    print("health_check: {} (the verdict stands)".format(printable(told.strip())), file=sys.stderr)
 
 
 def web_address(text):
@@ -650,6 +856,37 @@ def web_address(text):
     if url.query or url.fragment or not text.isprintable() or " " in text:
         raise ValueError("give no query, no fragment and no blanks")
     return url
+
+
+def ping_address(text):
+    """A URL that may have a query."""
+    address, mark, query = text.partition("?")
+    if not query.isprintable() or " " in query or "#" in query:
+        raise ValueError("give no fragment and no blanks")
+    return web_address(address)._replace(query=query)
+
+
+def host_name(text):
+    """A host as it stands in a URL, an IPv6 address with or without brackets."""
+    host = "[{}]".format(text) if ":" in text and not text.startswith("[") else text
+    url = web_address("http://" + host)
+    if url.path or url.port or host.endswith(":"):
+        raise ValueError("give a name or an address alone")
+    return host
+
+
+def port_number(text):
+    port = int(text)
+    if not 0 < port < 65536:
+        raise ValueError("give 1 to 65535")
+    return port
+
+
+def move(url, hostname, port):
+    """The URL with another host or port, where they are given."""
+    host = hostname or ("[{}]".format(url.hostname) if ":" in url.hostname else url.hostname)
+    port = port or url.port
+    return url._replace(netloc="{}:{}".format(host, port) if port else host)
 
 
 def duration(text):
@@ -666,6 +903,37 @@ def choice(values):
             raise ValueError("give " + " or ".join(values))
         return values[text]
     return choose
+
+
+def time_limit(text):
+    """SECONDS[:STATE], as check_http of the Nagios plugins has it."""
+    seconds, _, state = text.partition(":")
+    return Limit(duration(seconds), choice({"": None, "warning": WARNING, "critical": FAILING, "unknown": UNKNOWN})(state))
+
+
+def value_range(text):
+    """The Range in [@][start:]end; with a colon the end may be left out."""
+    match = RANGE.fullmatch(text)
+    inside, start, end = match.groups() if match else (None, None, None)
+    if not (start or end):
+        raise ValueError("give a range [@][start:]end, such as 0.5, 0.1:2 or @2:5")
+    least = -math.inf if start == "~" else float(start or 0)
+    most = float(end) if end else math.inf
+    if least > most:
+        raise ValueError("the start of the range is above its end")
+    return Range(text, least, most, bool(inside))
+
+
+def verbosity(text):
+    if text not in ("0", "1", "2", "3"):
+        raise ValueError("give 0, 1, 2 or 3")
+    return int(text)
+
+
+def prom_file(text):
+    if not text.endswith(".prom"):
+        raise ValueError("the collector reads *.prom alone: give such a name")
+    return text
 
 
 def read_credentials(path):
@@ -686,24 +954,53 @@ def read_authorities(path):
 
 
 OPTIONS = (
-    Option("url", web_address, "http://127.0.0.1:8321", "URL", "where the service answers"),
-    Option("log_file", str, None, "FILE", "the service's log on this host"),
-    Option("credentials", read_credentials, None, "FILE", "one line user:password, readable by its owner alone"),
-    Option("ca_file", read_authorities, None, "FILE", "certificates to trust instead of the system's"),
-    Option("format", choice(OUTPUTS), "text", "|".join(OUTPUTS), "what to print"),
-    Option("quiet", choice({"1": True, "0": False}), "0", None, "print nothing when all is ok"),
-    Option("timeout", duration, "10", "SECONDS", "end of all checks together"),
-    Option("max_latency", duration, "1", "SECONDS", "what one request may take"),
-    Option("max_age", duration, None, "SECONDS", "what the newest change may be old"),
-    Option("log_window", duration, "600", "SECONDS", "how long an error in the log counts"),
+    Option("url", None, web_address, "http://127.0.0.1:8321", "URL", "where the service answers"),
+    Option("hostname", "H", host_name, None, "HOST", "name or address, in place of the one in the URL"),
+    Option("port", "p", port_number, None, "PORT", "port, in place of the one in the URL"),
+    Option("log_file", None, str, None, "FILE", "the service's log on this host"),
+    Option("credentials", None, read_credentials, None, "FILE", "one line user:password, readable by its owner alone"),
+    Option("ca_file", None, read_authorities, None, "FILE", "certificates to trust instead of the system's"),
+    Option("format", None, choice(OUTPUTS), "text", "|".join(OUTPUTS), "what to print"),
+    Option("textfile", None, prom_file, None, "FILE", "write there for the node exporter too, with that format there alone"),
+    Option("ping", None, ping_address, None, "URL", "ask for it after a good verdict, for URL/fail after another"),
+    Option("quiet", None, choice({"1": True, "0": False}), "0", None, "print nothing when all is ok; not for nagios"),
+    Option("verbose", "v", verbosity, "0", None, "tell more: -v, -vv or -vvv"),
+    Option("timeout", "t", time_limit, "10", "SECONDS[:STATE]",
+           "end of all checks together; what is not done by then is failing, for nagios unknown, or the STATE given"),
+    Option("max_latency", None, duration, "1", "SECONDS", "what one request may take"),
+    Option("warning", "w", value_range, None, "RANGE", "seconds of the slowest request that are no warning"),
+    Option("critical", "c", value_range, None, "RANGE", "seconds of the slowest request that are no failure, instead of --max-latency"),
+    Option("max_age", None, duration, None, "SECONDS", "what the newest change may be old"),
+    Option("log_window", None, duration, "600", "SECONDS", "how long an error in the log counts"),
 )
 Settings = namedtuple("Settings", [option.name for option in OPTIONS])
 
 
+def as_nagios_asks(argv, environ):
+    """Whether the format is nagios. To be known before all else: there wrong arguments, too, are told and counted its way."""
+    given = [after if word == "--format" else word[9:] for word, after in zip(argv, argv[1:] + [""])
+             if word == "--format" or word.startswith("--format=")]
+    return (given[-1] if given else environ.get("METRICS_CHECK_FORMAT")) == "nagios"
+
+
 class Parser(argparse.ArgumentParser):
-    """Leaves with 1 on wrong arguments: 2 is no exit code of ours."""
+    """Leaves with 1 on wrong arguments: 2 is no exit code of ours. For Nagios 3, after --help and --version too."""
+
+    def __init__(self, plugin, **options):
+        argparse.ArgumentParser.__init__(self, **options)
+        self.plugin = plugin
+
+    def _get_option_tuples(self, text):
+        """No abbreviated names, but letters that stand together: allow_abbrev=False forbids -vv before Python 3.8."""
+        return [] if text.startswith("--") else argparse.ArgumentParser._get_option_tuples(self, text)
+
+    def exit(self, status=0, message=None):
+        argparse.ArgumentParser.exit(self, PLUGIN_STATES[UNKNOWN][0] if self.plugin else status, message)
 
     def error(self, message):
+        if self.plugin:
+            print(plugin_error(message))
+            self.exit()
         self.exit(1, "{}: {}\nSee --help.\n".format(self.prog, message))
 
 
@@ -711,40 +1008,75 @@ def variable(option):
     return "METRICS_CHECK_" + option.name.upper()
 
 
-def build_parser():
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+def form(option):
+    """How argparse takes an option."""
+    if option.metavar:
+        return {"metavar": option.metavar}
+    return {"action": "count"} if option.kind is verbosity else {"action": "store_const", "const": "1"}
+
+
+def build_parser(plugin):
+    parser = Parser(plugin, prog="health_check.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for option in OPTIONS:
-        form = {"metavar": option.metavar} if option.metavar else {"action": "store_const", "const": "1"}
         text = "{} ({}{})".format(option.help, "default {}, ".format(option.default) if option.default else "", variable(option))
-        parser.add_argument("--" + option.name.replace("_", "-"), help=text, **form)
-    parser.add_argument("--version", action="version", version="health_check " + VERSION)
+        names = ["-" + option.letter] if option.letter else []
+        parser.add_argument(*names, "--" + option.name.replace("_", "-"), help=text, **form(option))
+    parser.add_argument("-V", "--version", action="version", version="health_check " + VERSION)
     return parser
 
 
+def settle(settings):
+    """Settings with what follows from several of them."""
+    otherwise = UNKNOWN if settings.format is as_plugin else FAILING
+    return settings._replace(url=move(settings.url, settings.hostname, settings.port),
+                             critical=settings.critical or upto(settings.max_latency),
+                             timeout=settings.timeout._replace(status=settings.timeout.status or otherwise))
+
+
 def read_settings(argv, environ):
-    """Settings from the command line, else from the environment, else by default; a wrong one ends the program with 1."""
-    parser = build_parser()
+    """Settings from the command line, else from the environment, else by default; a wrong one ends the program."""
+    parser = build_parser(as_nagios_asks(argv, environ))
     given, values = vars(parser.parse_args(argv)), []
     for option in OPTIONS:
         origin = variable(option) if given[option.name] is None else "--" + option.name.replace("_", "-")
         text = given[option.name] or environ.get(variable(option)) or option.default
         try:
-            values.append(text and option.kind(text))
+            values.append(text and option.kind(str(text)))
         except (ValueError, OSError) as error:
             parser.error("{} {}: {}".format(origin, text, error))
-    return Settings(*values)
+    return settle(Settings(*values))
+
+
+def announce(report, settings):
+    """Prints what is asked for."""
+    silent = settings.quiet and report.verdict is OK and settings.format is not as_plugin
+    if not silent and not (settings.textfile and settings.format is as_textfile):
+        print(settings.format(report, settings.verbose), flush=True)
+
+
+def check_once(settings):
+    """The exit code of the checks, told and counted as the format wants."""
+    report = run_checks(settings)
+    if settings.textfile:
+        report = export(report, settings.textfile)
+    announce(report, settings)
+    if settings.ping:
+        ping(settings.ping, report.verdict <= WARNING)
+    return PLUGIN_STATES[report.verdict][0] if settings.format is as_plugin else exit_code(report)
 
 
 def main(argv=None):
+    argv = sys.argv[1:] if argv is None else argv
     settings = read_settings(argv, os.environ)
     try:
-        report = run_checks(settings)
-        if not settings.quiet or report.verdict is not OK:
-            print(settings.format(report), flush=True)
-        return exit_code(report)
+        return check_once(settings)
     except (Exception, KeyboardInterrupt) as error:     # a fault of the check: never a good verdict, and one line for the mail
-        print("health_check: could not tell: {!r}".format(error), file=sys.stderr)
-        return 1
+        if settings.format is not as_plugin:
+            print("health_check: could not tell: {!r}".format(error), file=sys.stderr)
+            return 1
+        with suppress(OSError):     # stdout may be the fault
+            print(plugin_error("the check itself failed: {!r}".format(error)), flush=True)
+        return PLUGIN_STATES[UNKNOWN][0]
 
 
 if __name__ == "__main__":
