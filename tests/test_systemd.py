@@ -4,21 +4,26 @@ The manager of the first part is a datagram socket, of which sd_notify(3) says w
 """
 
 import collections
+import concurrent.futures
 import contextlib
 import os
 import re
+import shutil
 import signal
 import socket
 import sqlite3
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
+import metrics_service
 import notify
-from conftest import DEADLINE, ROOT, Service, make_certificate, make_database, wait_for
+from conftest import DEADLINE, ROOT, Service, copy_product, make_certificate, make_database, wait_for
 
+INTEGRATIONS = ROOT / "docs" / "integrations.md"
 UNITS = ROOT / "deploy" / "systemd"
 SETTLE = 0.3        # s in which something would come that shall not
 
@@ -304,3 +309,355 @@ def test_the_watchdog_s_signal_prints_what_every_thread_is_at(notified):
     assert service.stop(signal.SIGABRT) == -signal.SIGABRT
     assert "Fatal Python error: Aborted" in service.text() and "in service_actions" not in service.text().split("Fatal")[0]
     assert "webserver.py" in service.text()
+
+
+# The unit files
+
+SERVICE, SOCKET = UNITS / "metrics_service.service", UNITS / "metrics_service.socket"
+CHECK, TIMER = UNITS / "metrics_service-check.service", UNITS / "metrics_service-check.timer"
+SCRAPER = UNITS / "scraper"
+ENV_EXAMPLE = ROOT / "deploy" / "metrics.env.example"
+EXPOSURE = 12       # tenths; as docs/integrations.md states it
+
+
+def values(unit, name):
+    """What the lines NAME=... of a unit file give."""
+    text = unit.read_text().replace("\\\n", " ")
+    return [value for value in re.findall(r"^%s=(.*)$" % name, text, re.MULTILINE) if value]
+
+
+def environment(unit):
+    return dict(word.split("=", 1) for line in values(unit, "Environment") for word in line.split())
+
+
+def analyze(*arguments):
+    """(exit code, output) of systemd-analyze."""
+    done = subprocess.run(["systemd-analyze"] + [str(argument) for argument in arguments], stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT, universal_newlines=True)
+    return done.returncode, done.stdout
+
+
+def installed(folder, scraper=False):
+    """The units as they are installed, in this folder."""
+    for unit in (SERVICE, SOCKET, CHECK, TIMER):
+        shutil.copy(str(unit), str(folder))
+    for dropin in SCRAPER.glob("*/*") if scraper else ():
+        (folder / dropin.parent.name).mkdir()
+        shutil.copy(str(dropin), str(folder / dropin.parent.name))
+    return folder
+
+
+@pytest.mark.parametrize("scraper", [False, True], ids=["as shipped", "open to a scraper"])
+def test_systemd_has_nothing_to_say_about_the_units(tmp_path, scraper):
+    folder = installed(tmp_path, scraper)
+    assert analyze("verify", *[folder / unit.name for unit in (SERVICE, SOCKET, CHECK, TIMER)]) == (0, "")
+
+
+@pytest.mark.parametrize("scraper", [False, True], ids=["as shipped", "open to a scraper"])
+@pytest.mark.parametrize("unit", [SERVICE, CHECK], ids=lambda unit: unit.name)
+def test_the_units_are_exposed_no_more_than_stated(tmp_path, unit, scraper):
+    text = unit.read_text() + "".join(dropin.read_text() for dropin in SCRAPER.glob(unit.name + ".d/*") if scraper)
+    (tmp_path / unit.name).write_text(text)
+    code, output = analyze("security", "--offline=true", "--threshold=%d" % EXPOSURE, "--no-pager", tmp_path / unit.name)
+    assert code == 0, output.splitlines()[-1]
+
+
+def test_every_path_of_the_product_that_a_unit_names_exists():
+    text = "".join(path.read_text() for path in UNITS.glob("**/*.*") if path.is_file())
+    named = set(re.findall(r"/opt/metrics/([\w./-]+)", text)) - {"metrics.env"}
+    assert named and all((ROOT / name).is_file() for name in named), named
+
+
+@pytest.mark.parametrize("unit, name", [(SERVICE, "ExecStart"), (SERVICE, "ExecReload"), (CHECK, "ExecStart")])
+def test_every_option_that_a_unit_gives_a_program_exists(unit, name):
+    (line,) = values(unit, name)
+    python, program, *rest = line.split()
+    verb = [word for word in rest[:1] if not word.startswith("-")]
+    done = subprocess.run([python, str(ROOT / os.path.basename(program))] + verb + ["--help"], stdout=subprocess.PIPE,
+                          universal_newlines=True, check=True)
+    assert all(re.search(r"(?<![\w-])%s(?![\w-])" % option, done.stdout) for option in rest if option.startswith("--"))
+
+
+def test_the_units_and_the_example_of_the_env_file_name_the_same():
+    example = ENV_EXAMPLE.read_text().replace("\n#METRICS", "\nMETRICS")     # a suggestion has to be good too
+    given = {name: metrics_service.Given(value, "the example", "/") for name, value in re.findall(r"^(\w+)=(.*)$", example, re.M)}
+    settings, complaints = metrics_service.load_settings(given)
+    assert complaints == []
+    assert values(SERVICE, "RequiresMountsFor") == [settings.db_path]
+    fixed = environment(SERVICE)
+    assert fixed == {"METRICS_HOST": settings.host, "METRICS_PORT": str(settings.port), "METRICS_PID_FILE": settings.pid_file}
+    assert values(SOCKET, "ListenStream") == ["%s:%d" % (settings.host, settings.port)]
+    assert os.path.dirname(settings.pid_file) == "/run/" + values(SERVICE, "RuntimeDirectory")[0]
+    assert os.path.dirname(settings.log_file) == "/var/log/" + values(SERVICE, "LogsDirectory")[0]
+
+
+def test_the_service_is_given_the_time_that_it_may_take():
+    drain = metrics_service.VARIABLES["METRICS_DRAIN_SECONDS"]
+    assert drain.parse("60", "/") == 60 and int(values(SERVICE, "TimeoutStopSec")[0]) > 60
+    assert values(SERVICE, "RestartPreventExitStatus") == [str(metrics_service.EX_CONFIG)]
+
+
+def test_the_scraper_s_drop_ins_agree():
+    service, one = SCRAPER / "metrics_service.service.d" / "scraper.conf", SCRAPER / "metrics_service.socket.d" / "scraper.conf"
+    assert values(service, "IPAddressAllow") == values(one, "IPAddressAllow")
+    given = environment(service)
+    assert values(one, "ListenStream") == ["%s:%s" % (given["METRICS_HOST"], environment(SERVICE)["METRICS_PORT"])]
+    credentials = {line.split(":")[0] for line in values(service, "LoadCredential")}
+    assert {value[3:] for value in given.values() if value.startswith("%d/")} == credentials
+    assert set(given) <= set(metrics_service.VARIABLES)
+
+
+# A systemd that is booted for the tests: namespaces of its own, a copy-on-write image of this machine, no network but loopback
+
+OUTSIDE = """
+mkdir cgroup
+mount -t cgroup2 none cgroup
+mkdir "cgroup/$NAME"
+echo $$ > "cgroup/$NAME/cgroup.procs"
+exec unshare --cgroup --pid --uts --ipc --net --mount --fork --kill-child bash -euc "$INSIDE"
+"""
+INSIDE = """
+mount --make-rprivate /
+mkdir image
+mount -t tmpfs none image
+cd image
+mkdir upper work root
+mount -t overlay overlay -o lowerdir=/,upperdir=upper,workdir=work root
+cd root
+mount -t proc proc proc
+mount -t sysfs -o ro sysfs sys
+mount -t tmpfs -o mode=755 none sys/fs/cgroup
+mount -t cgroup2 cgroup2 sys/fs/cgroup
+for folder in run dev srv opt; do mount -t tmpfs -o mode=755 none $folder; done
+mount -t tmpfs -o mode=1777 none tmp
+for name in null zero full random urandom tty; do touch dev/$name; mount --bind /dev/$name dev/$name; done
+mkdir dev/shm dev/pts
+mount -t devpts -o newinstance,ptmxmode=666 none dev/pts
+ln -s pts/ptmx dev/ptmx
+ln -s /proc/self/fd dev/fd
+rm -rf etc/systemd/system
+mkdir -p etc/systemd/system var/log/journal
+printf '[Unit]\\nWants=systemd-journald.service\\n' > etc/systemd/system/trial.target
+mkdir old
+pivot_root . old
+umount -l old
+container=tests exec /lib/systemd/systemd --system --unit=trial.target --log-target=journal < /dev/null > /dev/null 2>&1
+"""
+REMOVE = 'mount -t cgroup2 none cgroup; find "cgroup/$NAME" -depth -type d -exec rmdir {} +'
+HEADED = """
+import fcntl, socket, struct
+with socket.socket() as one:    # SIOCSIFADDR, SIOCSIFNETMASK
+    for request, address in (0x8916, "192.0.2.1"), (0x891c, "255.255.255.0"):
+        fcntl.ioctl(one, request, struct.pack("16sHH4s8x", b"lo:1", socket.AF_INET, 0, socket.inet_aton(address)))
+"""
+ASK = """
+import socket, ssl, sys
+source, host, path, secure = sys.argv[1:5]
+connection = socket.create_connection((host, 8321), 2 if len(sys.argv) < 6 else float(sys.argv[5]), (source, 0))
+if secure:
+    context = ssl._create_unverified_context()
+    connection = context.wrap_socket(connection)
+connection.sendall(("GET %s HTTP/1.1\\r\\nHost: a\\r\\nConnection: close\\r\\n\\r\\n" % path).encode())
+print(connection.makefile().read())
+"""
+
+
+class Machine:
+    """A booted systemd, with the product, a database and the units installed as docs/integrations.md says."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.environ = dict(os.environ, NAME="metrics-test-%d" % os.getpid(), INSIDE=INSIDE)
+        self.outside = subprocess.Popen(["unshare", "--mount", "--propagation", "private", "bash", "-euc", OUTSIDE],
+                                        cwd=str(folder), env=self.environ, start_new_session=True)
+        self.init = wait_for(self.booted, "systemd to boot")
+        self.root = Path("/proc/%d/root" % self.init)
+        wait_for(lambda: self.run("systemctl", "is-system-running")[1].strip() == "running", "systemd to have booted")
+
+    def booted(self):
+        assert self.outside.poll() is None, "systemd did not boot"
+        children = Path("/proc/%d/task/%d/children" % (self.outside.pid, self.outside.pid)).read_text().split()
+        boots = [int(pid) for pid in children if b"systemd" in Path("/proc/%s/cmdline" % pid).read_bytes().split(b"\0")[0]]
+        return boots and (Path("/proc/%d/root/run/systemd/private" % boots[0])).exists() and boots[0]
+
+    def run(self, *command):
+        """(exit code, output) of a command inside."""
+        done = subprocess.run(["nsenter", "-t", str(self.init), "-a", "--"] + list(command), stdin=subprocess.DEVNULL,
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True, timeout=60)
+        return done.returncode, done.stdout
+
+    def do(self, *command):
+        code, output = self.run(*command)
+        assert code == 0, output + self.journal()
+        return output
+
+    def install(self):
+        """What docs/integrations.md says."""
+        for path in ("opt/metrics", "srv/shipments", "etc/metrics"):
+            (self.root / path).mkdir()
+        product = copy_product(self.root / "opt" / "metrics")
+        shutil.copytree(str(ROOT / "deploy"), str(product / "deploy"))
+        commands = re.search(r"## systemd\n.*?```bash\n(.*?)```", INTEGRATIONS.read_text(), re.DOTALL).group(1)
+        shutil.copy(str(make_database(self.folder / "shipments.db", shipments(3))), str(self.root / "srv" / "shipments"))
+        self.do("bash", "-euc", commands)
+
+    def journal(self):
+        return self.run("journalctl", "-o", "cat", "--no-pager", "-u", "metrics_service*")[1]
+
+    def show(self, name, unit="metrics_service"):
+        return self.do("systemctl", "show", "-p", name, "--value", unit).strip()
+
+    def ask(self, path="/livez", source="127.0.0.1", host="127.0.0.1", secure=""):
+        """(exit code, answer)."""
+        return self.run("/usr/bin/python3", "-c", ASK, source, host, path, secure)
+
+    def answers(self):
+        return self.ask()[1].startswith("HTTP/1.1 200 ")
+
+    def instance(self):
+        return re.search(r'"instance": "(\w+)"', self.ask()[1]).group(1)
+
+    def dropin(self, unit, text):
+        """Adds a drop-in, or with None removes it."""
+        path = self.root / "etc/systemd/system" / (unit + ".d") / "test.conf"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text or "")
+        self.do("systemctl", "daemon-reload")
+
+    def configure(self, text):
+        path = self.root / "opt/metrics/metrics.env"
+        path.write_text(ENV_EXAMPLE.read_text() + text)
+
+    def end(self):
+        self.outside.kill()     # --kill-child takes systemd along, and the kernel all else in its namespace
+        self.outside.wait()
+        wait_for(lambda: subprocess.run(["unshare", "--mount", "--propagation", "private", "bash", "-euc", REMOVE], env=self.environ,
+                                        cwd=str(self.folder), stderr=subprocess.DEVNULL).returncode == 0, "the machine to end")
+
+
+@pytest.fixture(scope="module")
+def booted(tmp_path_factory):
+    if os.geteuid():
+        pytest.skip("only root can boot a systemd")
+    one = Machine(tmp_path_factory.mktemp("machine"))
+    try:
+        one.install()
+        yield one
+    finally:
+        one.end()
+
+
+@pytest.fixture
+def machine(booted):
+    """The machine with the service running as installed."""
+    yield booted
+    booted.configure("")
+    for unit in ("metrics_service.service", "metrics_service.socket"):
+        booted.dropin(unit, None)
+    booted.run("systemctl", "reset-failed")
+    booted.run("systemctl", "restart", "metrics_service.service")
+
+
+def test_a_booted_systemd_runs_the_service_and_knows_how_it_is(machine):
+    assert (machine.show("ActiveState"), machine.show("SubState")) == ("active", "running")
+    assert machine.show("StatusText") == "serving on http://127.0.0.1:8321: 3 shipments"
+    uid = os.stat("/proc/%d/root/proc/%s" % (machine.init, machine.show("MainPID"))).st_uid
+    assert uid != 0 and machine.answers()
+
+
+def test_a_booted_systemd_reloads_and_says_when_that_is_refused(machine):
+    pid, instance = machine.show("MainPID"), machine.instance()
+    machine.do("systemctl", "reload", "metrics_service")
+    assert machine.show("MainPID") == pid and machine.instance() != instance
+    machine.configure("METRICS_STALE_SECONDS=x\n")
+    code, _ = machine.run("systemctl", "reload", "metrics_service")
+    assert code == 1 and "refuses to reload: METRICS_STALE_SECONDS is 'x'" in machine.journal()
+    assert (machine.show("ActiveState"), machine.show("MainPID")) == ("active", pid)
+    assert "; reload refused: METRICS_STALE_SECONDS" in machine.show("StatusText")
+
+
+def test_a_reload_by_signal_is_seen_by_a_booted_systemd(machine):
+    pid, instance = machine.show("MainPID"), machine.instance()
+    machine.do("kill", "-HUP", pid)
+    wait_for(lambda: machine.instance() != instance, "the reload")
+    wait_for(lambda: machine.show("ActiveState") == "active", "its end")
+    assert machine.show("MainPID") == pid
+
+
+def test_the_restart_script_leaves_the_service_to_a_booted_systemd(machine):
+    pid = machine.show("MainPID")
+    for verb in ("reload", "restart"):
+        code, output = machine.run("/opt/metrics/restart_service.sh", verb)
+        assert code == 0 and "leaving it to systemctl" in output, output
+    assert machine.show("MainPID") != pid and machine.show("NRestarts") == "0"
+
+
+def test_connections_wait_through_a_restart(machine):
+    machine.do("systemctl", "stop", "metrics_service.service")
+    assert machine.ask()[0] == 1                    # refused
+    machine.do("systemctl", "start", "metrics_service.socket")
+    assert machine.answers() and machine.show("ActiveState") == "active"    # started by the connection
+    before = machine.instance()
+    with concurrent.futures.ThreadPoolExecutor(1) as other:
+        restart = other.submit(machine.do, "systemctl", "restart", "metrics_service.service")
+        answers = [machine.ask()]
+        while not restart.done():
+            answers.append(machine.ask())
+    assert {code for code, _ in answers} == {0} and machine.instance() != before
+    machine.do("systemctl", "stop", "metrics_service.socket", "metrics_service.service")
+
+
+def test_exit_78_is_not_retried(machine):
+    machine.configure("METRICS_STALE_SECONDS=x\n")
+    assert machine.run("systemctl", "restart", "metrics_service")[0] == 1
+    assert [machine.show(name) for name in ("ActiveState", "ExecMainStatus", "NRestarts")] == ["failed", "78", "0"]
+
+
+def test_a_booted_systemd_restarts_what_was_killed(machine):
+    pid = machine.show("MainPID")
+    machine.do("kill", "-KILL", pid)
+    wait_for(machine.answers, "the next one")
+    assert machine.show("MainPID") != pid and machine.show("NRestarts") == "1"
+
+
+def test_a_booted_systemd_restarts_what_does_not_answer(machine):
+    folder = machine.root / "opt/metrics"
+    (folder / "driver.py").write_text(STUCK.replace("exists(\"stuck\")", "exists(\"/srv/stuck\")")
+                                      % ("/opt/metrics", "service_actions", "service_actions"))
+    machine.dropin("metrics_service.service", "[Service]\nWatchdogSec=1\nRestartSec=0\nExecStart=\n"
+                   "ExecStart=/usr/bin/python3 /opt/metrics/driver.py --env-file /opt/metrics/metrics.env\n")
+    machine.do("systemctl", "restart", "metrics_service")
+    pid = machine.show("MainPID")
+    (machine.root / "srv/stuck").write_text("")
+    wait_for(lambda: "Watchdog timeout" in machine.journal(), "the watchdog")
+    (machine.root / "srv/stuck").unlink()
+    wait_for(machine.answers, "the next one")
+    assert machine.show("MainPID") != pid
+    assert "watchdog_unfed" in machine.journal() and "Fatal Python error: Aborted" in machine.journal()
+
+
+def test_the_check_s_unit_fails_with_the_service(machine):
+    machine.do("systemctl", "start", "metrics_service-check.service")
+    machine.do("systemctl", "start", "metrics_service-check.timer")
+    assert machine.show("NextElapseUSecRealtime", "metrics_service-check.timer")
+    machine.do("systemctl", "stop", "metrics_service-check.timer", "metrics_service.service")
+    assert machine.run("systemctl", "start", "metrics_service-check.service")[0] == 1
+    assert "FAILING: reachable refused" in machine.journal()
+
+
+def test_the_scraper_s_drop_in_lets_in_the_scraper_alone(machine):
+    certificate = make_certificate(machine.folder / "pem", "DNS:localhost", "IP:192.0.2.1")
+    users = subprocess.run([sys.executable, str(ROOT / "metrics_service.py"), "--hash-password", "prometheus"],
+                           input=b"letters\n", stdout=subprocess.PIPE, check=True).stdout
+    for name, content in ("cert.pem", certificate.read_bytes()), ("key.pem", certificate.read_bytes()), ("users", users):
+        (machine.root / "etc/metrics" / name).write_bytes(content)
+        (machine.root / "etc/metrics" / name).chmod(0o644 if name == "cert.pem" else 0o600)
+    machine.do("/usr/bin/python3", "-c", HEADED)
+    machine.dropin("metrics_service.service", (SCRAPER / "metrics_service.service.d" / "scraper.conf").read_text())
+    machine.do("systemctl", "restart", "metrics_service")
+    assert machine.show("StatusText") == "serving on https://0.0.0.0:8321: 3 shipments"
+    code, answer = machine.ask("/metrics", "192.0.2.10", "192.0.2.1", "tls")
+    assert (code, answer[:13]) == (0, "HTTP/1.1 401 ")
+    code, answer = machine.ask("/livez", "192.0.2.99", "192.0.2.1", "tls")
+    assert code == 1 and "timed out" in answer
+    machine.do("systemctl", "reload", "metrics_service")
