@@ -724,7 +724,7 @@ def as_text(report, verbose=0):
     """The verdict with its nearest cause, then every check, with -vvv every request too."""
     cause = cause_of(report)
     told = "{} checks".format(len(report.results)) if report.verdict is OK else cause.name + " " + sentence(cause)
-    lines = ["{} {}: {} ({})".format(SERVICE, report.verdict.words().upper(), told, report.url)]
+    lines = ["{} {}: {} ({})".format(SERVICE, report.verdict.words().upper(), told, printable(report.url))]
     return "\n".join([*lines, *check_lines(report), *(request_lines(report) if verbose > 2 else ())])
 
 
@@ -753,7 +753,7 @@ def as_plugin(report, verbose=0):
         told = "; ".join("{} {}".format(result.name, sentence(result)) for result in report.results if result.name in FIGURES)
     if verbose > 0:
         others = [result for result in report.results if result.status is not OK and result is not cause]
-        told = "; ".join([told] + [result.name + " " + sentence(result) for result in others] + [report.url])
+        told = "; ".join([told] + [result.name + " " + sentence(result) for result in others] + [printable(report.url)])
     lines = ["{} {}: {}".format(SERVICE, state, told)]
     lines += check_lines(report) if verbose > 1 else ()
     lines += request_lines(report) if verbose > 2 else ()
@@ -906,9 +906,10 @@ def choice(values):
 
 
 def time_limit(text):
-    """SECONDS[:STATE], as check_http of the Nagios plugins has it."""
-    seconds, _, state = text.partition(":")
-    return Limit(duration(seconds), choice({"": None, "warning": WARNING, "critical": FAILING, "unknown": UNKNOWN})(state))
+    """The Limit in SECONDS[:STATE], where the state is one of Nagios."""
+    seconds, colon, state = text.partition(":")
+    states = {word.lower(): status for status, (_, word) in PLUGIN_STATES.items() if status is not OK}
+    return Limit(duration(seconds), choice(states)(state) if colon else None)
 
 
 def value_range(text):
@@ -925,9 +926,9 @@ def value_range(text):
 
 
 def verbosity(text):
-    if text not in ("0", "1", "2", "3"):
+    if not text.isdigit():
         raise ValueError("give 0, 1, 2 or 3")
-    return int(text)
+    return min(int(text), 3)
 
 
 def prom_file(text):
@@ -969,7 +970,7 @@ OPTIONS = (
            "end of all checks together; what is not done by then is failing, for nagios unknown, or the STATE given"),
     Option("max_latency", None, duration, "1", "SECONDS", "what one request may take"),
     Option("warning", "w", value_range, None, "RANGE", "seconds of the slowest request that are no warning"),
-    Option("critical", "c", value_range, None, "RANGE", "seconds of the slowest request that are no failure, instead of --max-latency"),
+    Option("critical", "c", value_range, None, "RANGE", "seconds of the slowest request that are no failure; else --max-latency"),
     Option("max_age", None, duration, None, "SECONDS", "what the newest change may be old"),
     Option("log_window", None, duration, "600", "SECONDS", "how long an error in the log counts"),
 )
