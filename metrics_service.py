@@ -432,11 +432,11 @@ class Service:
 
     def words(self, url):
         """What a person wants to know, in one sentence, as the last requests have found it."""
-        store, trouble, figures = self.store, self.store.trouble, self.store.last
+        figures, trouble, logged = self.store.last, self.store.trouble, self.store.state   # once: a request may change them
         total = figures and "%d shipments" % sum(figures.statuses.values())
         if not trouble:
             state = total or "no figures yet"
-        elif figures and store.state and store.state[0] == "database_stale":
+        elif figures and logged and logged[0] == "database_stale":
             state = "%s as of %s, since then %s: %s" % (total, instant(figures.now), trouble.reason, trouble.detail)
         else:
             state = "no figures, %s: %s" % (trouble.reason, trouble.detail)
