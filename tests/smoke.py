@@ -107,6 +107,11 @@ class Smoke(unittest.TestCase):
         self.assertNotEqual(self.get("/livez")["instance"], first["service"]["instance"])
         self.run_tool("restart", "status")
         self.assertIn("metrics_service OK", self.run_tool("health_check.py", "--url", self.url()))
+        plugin = self.run_tool("health_check.py", "--format", "nagios", "--url", self.url(), "-vvt9", "-w@9:")
+        self.assertRegex(plugin, r"\Ametrics_service OK: .* \| latency=[\d.]+s;@9:;1;0;9 shipments_total=\d+;;;0 ")
+        textfile = os.path.join(self.folder, "check.prom")
+        self.run_tool("health_check.py", "--quiet", "--url", self.url(), "--textfile", textfile)
+        self.assertEqual(os.stat(textfile).st_mode & 0o777, 0o644)
 
     def test_a_missing_setting_is_refused_and_the_check_of_nobody_fails(self):
         (self.folder / "metrics.env").write_text("METRICS_PORT=0\n")
