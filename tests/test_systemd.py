@@ -12,6 +12,7 @@ import shutil
 import signal
 import socket
 import sqlite3
+import ssl
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ import pytest
 
 import metrics_service
 import notify
+import webserver
 from conftest import DEADLINE, ROOT, Service, copy_product, make_certificate, make_database, wait_for
 
 INTEGRATIONS = ROOT / "docs" / "integrations.md"
@@ -281,6 +283,17 @@ def test_the_watchdog_is_fed_during_a_reload_and_after_it(notified, manager, dat
         assert fed(manager, 2 * PERIOD)
     manager.hear_until(READY="1")
     manager.hear_until(WATCHDOG="1")
+    assert "watchdog" not in service.text()
+
+
+def test_the_watchdog_is_fed_while_a_reload_accepts_nobody(notified, manager, tmp_path):
+    service = notified(FED, tls_cert=make_certificate(tmp_path / "pem", "DNS:localhost"), drain_seconds=2)
+    with contextlib.closing(socket.create_connection((service.host, service.port))) as plain:
+        client = ssl._create_unverified_context().wrap_socket(plain)
+        client.sendall(b"GET /metrics?history=672 HTTP/1.1\r\nHost: a\r\n\r\n" * 300)     # answers that nobody reads
+        service.process.send_signal(signal.SIGHUP)
+        wait_for(lambda: "service_reloading" in service.text(), "the reload to begin")
+        assert fed(manager, webserver.NOTICE_SECONDS + 2) >= 6
     assert "watchdog" not in service.text()
 
 
