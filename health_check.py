@@ -828,23 +828,31 @@ def export(report, path):
     return report._replace(verdict=max(report.verdict, UNKNOWN), results=report.results + [result])
 
 
-def ping(url, healthy):
-    """Tells a dead-man switch of this run. What keeps it from doing so is said, and is no matter of the service's health."""
+def call_switch(url, healthy):
+    """Asks a dead-man switch for its URL, or for URL/fail. What kept it from being told in words, None if nothing did."""
     exchange = Exchange(url._replace(query="", path=url.path.rstrip("/")),
                         ("" if healthy else "/fail") + ("?" + url.query if url.query else ""))
     exchange.name = "the ping"      # its path is as good as a password
     try:
         answer = within(PING_SECONDS, exchange.run)
-        if 200 <= answer.status < 300 and not answer.body.startswith(b"OK ("):      # (not found), (rate limited)
-            return
-        told = "the ping at {}: {} {}".format(exchange.peer, answer.status, answer.body[:40].decode("ascii", "replace"))
     except Overdue:
-        told = exchange.give_up(PING_SECONDS, UNKNOWN).finding.summary
+        return exchange.give_up(PING_SECONDS, UNKNOWN).finding.summary
     except (OSError, http.client.HTTPException, ssl.CertificateError, UnicodeError) as error:
-        told = exchange.explain(error).finding.summary
-    except Exception as error:      # whatever it is, the verdict has been told and stands
-        told = repr(error)
-    print("health_check: {} (the verdict stands)".format(printable(told.strip())), file=sys.stderr)
+        return exchange.explain(error).finding.summary
+    if 200 <= answer.status < 300 and not answer.body.startswith(b"OK ("):      # (not found), (rate limited)
+        return None
+    return "the ping at {}: {} {}".format(exchange.peer, answer.status, answer.body[:40].decode("ascii", "replace")).strip()
+
+
+def ping(url, healthy):
+    """Tells a dead-man switch of this run. The verdict is told by then, and stands whatever becomes of this."""
+    try:
+        trouble = call_switch(url, healthy)
+    except Exception as error:      # such as a proxy in the environment that is no address
+        trouble = "the ping: {!r}".format(error)
+    if trouble:
+        with suppress(OSError):
+            print("health_check: {} (the verdict stands)".format(printable(trouble)), file=sys.stderr)
 
 
 def web_address(text):
@@ -928,7 +936,7 @@ def value_range(text):
 def verbosity(text):
     if not text.isdigit():
         raise ValueError("give 0, 1, 2 or 3")
-    return min(int(text), 3)
+    return int(text)
 
 
 def prom_file(text):
@@ -1038,6 +1046,8 @@ def read_settings(argv, environ):
     """Settings from the command line, else from the environment, else by default; a wrong one ends the program."""
     parser = build_parser(as_nagios_asks(argv, environ))
     given, values = vars(parser.parse_args(argv)), []
+    if given["url"]:        # a variable for a part of it is no stronger than the argument
+        environ = dict(environ, METRICS_CHECK_HOSTNAME="", METRICS_CHECK_PORT="")
     for option in OPTIONS:
         origin = variable(option) if given[option.name] is None else "--" + option.name.replace("_", "-")
         text = given[option.name] or environ.get(variable(option)) or option.default

@@ -158,6 +158,12 @@ def test_host_and_port_take_the_place_of_those_in_the_url(fake):
     assert run("--quiet", hostname="127.0.0.1", port=str(server.port)) == (0, "", "")
 
 
+def test_a_url_that_is_given_is_asked_whatever_the_variables_say(fake):
+    server = fake(healthy())
+    assert run("--url", server.url, "--quiet", hostname="nowhere.invalid", port="1", url="http://127.0.0.1:1") == (0, "", "")
+    assert run("--url", server.url, "-p", "1", "--quiet", port=str(server.port))[0] == 1
+
+
 @pytest.mark.parametrize("given, expected", [
     (["-H", "::1"], "http://[::1]:8321"), (["-H", "[::1]", "-p", "80"], "http://[::1]:80"),
     (["-H", "a.example"], "http://a.example:8321"), (["--url", "https://a.example/at/", "-p", "9"], "https://a.example:9/at"),
@@ -425,6 +431,14 @@ def test_a_textfile_that_cannot_be_written_is_told_and_leaves_nothing_behind(fak
     assert (sorted(os.listdir(str(prom.parent))) if prom.parent.exists() else None) == there
 
 
+def test_a_folder_that_hangs_cannot_hold_the_check(fake, prom, monkeypatch, capsys):
+    monkeypatch.setattr(health_check, "WRITE_SECONDS", 0.1)
+    monkeypatch.setattr(health_check, "replace_file", lambda path, text, release=threading.Event(): release.wait(9))
+    assert health_check.main(["--url", fake(healthy()).url, "--textfile", str(prom)]) == 1
+    told = "metrics_service COULD NOT TELL: textfile timeout: %s: writing takes more than 0.1 s: the node exporter is not told (" % prom
+    assert capsys.readouterr().out.startswith(told)
+
+
 def test_a_failure_stays_critical_when_the_textfile_cannot_be_written():
     code, output = nagios(DEAD, "--textfile", "/nonexistent/a.prom")
     assert code == 2 and output.startswith("metrics_service CRITICAL: reachable refused: ")
@@ -560,3 +574,16 @@ def test_a_ping_to_a_name_that_is_never_looked_up_ends_too(fake, monkeypatch, ca
     assert health_check.main(["--url", fake(healthy()).url, "--ping", "https://slow.example/u-1"]) == 0
     release.set()
     assert "the ping at slow.example: the name look-up has no result; gave up after 0.1 s" in capsys.readouterr().err
+
+
+def test_not_even_a_proxy_that_is_no_address_changes_the_exit_code(fake):
+    command = CHECK + ["--url", fake(healthy()).url, "--quiet", "--ping", "http://switch.example/u-1"]
+    done = subprocess.run(command, env=dict(os.environ, http_proxy="http://[x"), universal_newlines=True, **PIPES)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert done.stderr == "health_check: the ping: ValueError('Invalid IPv6 URL') (the verdict stands)\n"
+
+
+def test_a_ping_that_cannot_even_be_told_of_changes_nothing(fake):
+    with open("/dev/full", "w") as full:
+        command = CHECK + ["--url", fake(healthy()).url, "--quiet", "--ping", DEAD]
+        assert subprocess.run(command, stderr=full).returncode == 0
