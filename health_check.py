@@ -38,7 +38,6 @@ import socket
 import ssl
 import stat
 import sys
-import tempfile
 import threading
 import time
 from collections import namedtuple
@@ -798,6 +797,7 @@ OUTPUTS = {"text": as_text, "json": as_json, "nagios": as_plugin, "textfile": as
 
 def replace_file(path, text):
     """Puts a file that all may read in the place of path in one step, so that no reader meets half of one. OSError."""
+    import tempfile     # seldom needed, and slow to load
     folder, name = os.path.split(os.path.abspath(path))
     number, scratch = tempfile.mkstemp(".tmp", "." + name + ".", folder)    # by no name that the collector reads
     try:

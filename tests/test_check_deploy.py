@@ -65,8 +65,8 @@ def shell(command, **variables):
     """(exit code, stdout, stderr) of a command line as cron runs it, with our folder and no environment but these variables."""
     env = {"PATH": "/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE": "1"}
     env.update(("METRICS_CHECK_" + name.upper(), value) for name, value in variables.items())
-    done = subprocess.run(["/bin/sh", "-c", command.replace("/opt/metrics", str(ROOT))], env=env, cwd="/", universal_newlines=True,
-                          **PIPES)
+    words = ["/bin/sh", "-c", command.replace("/opt/metrics", str(ROOT))]
+    done = subprocess.run(words, env=env, cwd="/", universal_newlines=True, **PIPES)
     return done.returncode, done.stdout, done.stderr
 
 
@@ -242,8 +242,8 @@ def test_the_rules_of_the_page_are_silent_and_fire_as_they_should(tmp_path):
     (tmp_path / "rules.yml").write_text(snippet(COLLECTOR, "yaml"))
     (tmp_path / "test.yml").write_text(RULE_TEST)
     for command in (["promtool", "check", "rules", "rules.yml"], ["promtool", "test", "rules", "test.yml"]):
-        done = subprocess.run(command, cwd=str(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True)
-        assert done.returncode == 0, done.stdout
+        done = subprocess.run(command, cwd=str(tmp_path), universal_newlines=True, **PIPES)
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 # The dead-man ping

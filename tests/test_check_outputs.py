@@ -435,8 +435,8 @@ def test_a_folder_that_hangs_cannot_hold_the_check(fake, prom, monkeypatch, caps
     monkeypatch.setattr(health_check, "WRITE_SECONDS", 0.1)
     monkeypatch.setattr(health_check, "replace_file", lambda path, text, release=threading.Event(): release.wait(9))
     assert health_check.main(["--url", fake(healthy()).url, "--textfile", str(prom)]) == 1
-    told = "metrics_service COULD NOT TELL: textfile timeout: %s: writing takes more than 0.1 s: the node exporter is not told (" % prom
-    assert capsys.readouterr().out.startswith(told)
+    told = "metrics_service COULD NOT TELL: textfile timeout: %s: writing takes more than 0.1 s: the node exporter is not told ("
+    assert capsys.readouterr().out.startswith(told % prom)
 
 
 def test_a_failure_stays_critical_when_the_textfile_cannot_be_written():
