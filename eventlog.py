@@ -82,6 +82,7 @@ class Log(logging.Handler):
         self.reason, self.retry_at = None, 0  # why the file is not written to, None while it is
         self.torn = False                     # the file ends in half a line
         self.errors = self.lost = 0           # lines
+        self.fallbacks = 0
         self.last_error = self.last_recovery = None     # Unix times
 
     def close_file(self):
@@ -122,6 +123,7 @@ class Log(logging.Handler):
         self.retry_at = time.monotonic() + LOG_RETRY
         first, self.reason = not self.reason, errno_reason(error)
         if first:
+            self.fallbacks += 1
             event(logging.WARNING, "log_fallback", reason=self.reason, target="stdout",
                   detail="the log file %s cannot be written (%s); logging to stdout, trying again every %d s" % (
                       self.path, error.strerror, LOG_RETRY))
@@ -180,6 +182,7 @@ class Log(logging.Handler):
             "last_error_at": self.last_error and instant(self.last_error),
             "last_recovery_at": self.last_recovery and instant(self.last_recovery),
             "lost_lines_total": self.lost,
+            "fallbacks_total": self.fallbacks,
         }
 
 

@@ -321,10 +321,13 @@ class Response:
         self.head = "\r\n".join(lines).encode("latin-1") + b"\r\n"
 
 
+def json_body(document):
+    """The document as bytes. NaN and infinity, which JSON does not have, raise ValueError."""
+    return json.dumps(document, allow_nan=False, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
+
+
 def json_answer(status, document, content_type="application/json", fields=()):
-    """A Response of the document. NaN and infinity, which JSON does not have, raise ValueError."""
-    body = json.dumps(document, allow_nan=False, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
-    return Response(status, content_type, body, fields)
+    return Response(status, content_type, json_body(document), fields)
 
 
 def problem(status, detail, fields=(), **members):

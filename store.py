@@ -98,6 +98,8 @@ DETAILS = {
     "disk_full": "no room for SQLite's temporary files",
     "io_error": "the kernel reported an I/O error",
 }
+REASONS = ("missing", "not_a_file", "truncated", "corrupt", "encoding", "locked", "migrating", "timeout", "hot_journal", "wal",
+           "denied", "readonly", "descriptors", "disk_full", "io_error", "schema_mismatch")     # all that a Trouble can have
 SQLITE_MAGIC = b"SQLite format 3\0"
 
 

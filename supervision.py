@@ -27,10 +27,12 @@ import argparse
 import contextlib
 import errno
 import fcntl
+import functools
 import ipaddress
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import stat
@@ -80,6 +82,7 @@ ENV_ESCAPE = re.compile(r"\\(.?)", re.DOTALL)
 Variable = namedtuple("Variable", "name value line")
 Listener = namedtuple("Listener", "pid inode address port")     # pid is None where /proc hides whose socket it is
 ProcessStat = namedtuple("ProcessStat", "state started")        # one letter of proc(5); clock ticks after boot
+Usage = namedtuple("Usage", "started cpu_seconds resident_bytes virtual_bytes open_files max_files")    # of this process
 Target = namedtuple("Target", "pid_file host port tls")         # which instance is meant; tls: its certificate's file, if any
 Target.__new__.__defaults__ = (None,)
 Claim = namedtuple("Claim", "words holds")                      # one part of a proof
@@ -796,6 +799,22 @@ def start_time(pid):
     with open("/proc/uptime") as file:
         age = float(file.read().split()[0]) - status.started / os.sysconf("SC_CLK_TCK")
     return time.time() - age
+
+
+@functools.lru_cache(maxsize=None)
+def _birth():
+    """Return start_time() of this process, always the same, though somebody sets the clock."""
+    return round(start_time(os.getpid()), 2)
+
+
+def usage():
+    """Return the Usage of this process: Unix time, seconds, bytes. Raises OSError, as without a descriptor to read /proc by."""
+    with open("/proc/self/statm") as file:
+        virtual, resident = (int(pages) * resource.getpagesize() for pages in file.read().split()[:2])
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    open_files = len(os.listdir("/proc/self/fd")) - 1       # less the one that lists them
+    return Usage(_birth(), time.process_time(), resident, virtual, open_files,
+                 float("inf") if limit == resource.RLIM_INFINITY else limit)
 
 
 def wait_until(look, seconds, enough=bool):

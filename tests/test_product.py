@@ -44,10 +44,11 @@ def test_no_file_bears_the_name_of_a_standard_module(path):
 def test_nothing_imports_the_service_and_the_check_imports_no_sibling():
     graph = {path.stem: set(imported(path)) & OWN for path in MODULES}
     assert not any("metrics_service" in names for names in graph.values())
-    alone = ("health_check", "supervision", "exposition", "credentials", "messages", "notify", "rollups")
+    alone = ("health_check", "supervision", "exposition", "credentials", "messages", "negotiation", "notify", "rollups")
     assert {name: graph[name] for name in alone} == dict.fromkeys(alone, set())
     assert (graph["webserver"], graph["tls"]) == ({"messages"}, {"messages", "webserver"})
     assert (graph["migration_lock"], graph["dbfile"]) == ({"supervision"}, {"migration_lock"})
+    assert graph["openmetrics"] == {"exposition"}
     assert graph["seed"] == {"csv_mapping", "dbfile", "rollups"}
 
 
