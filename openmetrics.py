@@ -185,7 +185,7 @@ def traffic_values(requests, connections, tls, state):
     buckets = [(INFINITE if bucket["le"] is None else bucket["le"], bucket["count"]) for bucket in latency["buckets"]]
     return {
         "logistics_http_requests": tally((((route, code), count) for route, code, count in answered),
-                                         [(route, "200") for route in state.routes]),
+                                         [(route, "404" if route == OTHER else "200") for route in state.routes]),
         "logistics_http_errors": tally((((route,), count) for route, code, count in answered if code >= "500"),
                                        [(route,) for route in state.routes]),
         "logistics_http_request_duration_seconds": Histogram(buckets, latency["sum"]),
