@@ -34,7 +34,8 @@ def table(*rows):
 
 FAMILIES = table(
     ("logistics_up", "gauge", "", "", "1 where this answer has shipment figures, 0 where the database gave none."),
-    ("logistics_stale", "gauge", "", "", "1 where the shipment figures are of an older moment: a lock or a migration hides newer ones."),
+    ("logistics_stale", "gauge", "", "",
+     "1 where the shipment figures are of an older moment: a lock or a migration hides newer ones."),
     ("logistics_last_success_timestamp_seconds", "gauge", "seconds", "",
      "The moment of the last shipment figures, those in this answer where it has any."),
 
@@ -98,8 +99,8 @@ FAMILIES = table(
 # Values: a number, {label values: number}, a Histogram or a Summary by the family's name; None for what there is none of
 
 def shown(name):
-    """A text of the database as a label's value. NUL, which ends a line for Prometheus, is replaced."""
-    return name[:LABEL_MAX].replace("\0", "\ufffd") or UNKNOWN
+    """A text of the database as a label's value: any character is allowed there."""
+    return name[:LABEL_MAX] or UNKNOWN
 
 
 def bounded(names, most):

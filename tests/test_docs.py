@@ -23,6 +23,8 @@ import eventlog
 import health_check
 import messages
 import metrics_service
+import negotiation
+import openmetrics
 import store
 import supervision
 import webserver
@@ -220,6 +222,37 @@ def test_the_list_of_reasons_is_closed():
 
 def test_the_runbook_has_a_section_for_every_reason():
     assert {coded(row.cells[0])[0] for row in rows(METRICS, "reason")} - anchors(RUNBOOK) == set()
+
+
+def test_a_database_can_have_all_the_reasons_that_are_not_of_the_service_itself():
+    own = {"defect", "credentials", "certificate", "reload_refused"}
+    assert set(store.REASONS) == reasons() - own and len(set(store.REASONS)) == len(store.REASONS)
+
+
+def test_every_family_of_metrics_is_documented_in_its_own_words_and_no_other():
+    listed = [[cell.replace("`", "") for cell in row.cells] for row in rows(METRICS, "family")]
+    suffixes = {"counter": "_total", "info": "_info"}
+    assert listed == [
+        [name + suffixes.get(kind, ""), kind, unit or "-", " ".join(labels) or "-", words]
+        for name, kind, unit, labels, words in openmetrics.FAMILIES]
+
+
+def test_the_bounds_of_labels_are_documented():
+    bounds = {row.cells[0].replace("`", ""): row.cells[1] for row in rows(METRICS, "label")}
+    assert bounds["carrier"] == "the %d with most shipments" % openmetrics.CARRIERS
+    assert bounds["reason of an exception"] == "the %d with most shipments" % openmetrics.REASONS
+    assert "cut after %d characters" % openmetrics.LABEL_MAX in METRICS.read_text()
+    labels = {label for family in openmetrics.FAMILIES for label in family.labels} - {"version", "python", "sqlite"}
+    assert {name for row in rows(METRICS, "label") for name in coded(row.cells[0])} == labels
+
+
+def test_the_formats_are_documented_with_their_content_types():
+    listed = [coded(row.cells[1])[0] for row in rows(HTTP, "`Accept`")]
+    assert listed == [form.content_type for form in list(negotiation.FORMATS.values()) + [negotiation.ESCAPED]]
+    page = HTTP.read_text().replace("\n", " ")
+    assert "more than %d characters counts as absent" % negotiation.FIELD_MAX in page
+    assert "from %d bytes on" % metrics_service.ZIP_FROM in page
+    assert all("`?format=%s`" % name in page or "`/metrics?format=%s`" % name in page for name in negotiation.FORMATS)
 
 
 SIGNS = {"webserver.M_ARENA_MAX", "webserver.READ", "webserver.WRITE", "messages.CHUNKED"}     # numbers that are no limits
