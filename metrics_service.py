@@ -354,10 +354,10 @@ class Service:
                         history if form is negotiation.JSON else 0)
         try:
             snapshot = self.store.current(self.patience(request))
-        except Trouble:
+        except Trouble as trouble:
             if form is negotiation.JSON:
                 raise
-            return self.answer(Snapshot(None, None), wanted)    # so that a scraper knows this from a service that is gone
+            snapshot = Snapshot(None, trouble)  # an answer too, so that a scraper knows this from a service that is gone
         return self.answer(snapshot, wanted) if snapshot.stale else self.shared_answer(snapshot, wanted)
 
     def patience(self, request):
@@ -379,13 +379,13 @@ class Service:
         return openmetrics.write(dialect, openmetrics.values(
             snapshot.figures, self.own_blocks(snapshot.figures), self.state(snapshot.stale)))
 
-    def state(self, stale):
+    def state(self, trouble):
         """What only the text formats tell of the service."""
         try:
             usage = supervision.usage()
         except OSError:     # no descriptor is left, and that must not cost the rest
             usage = None
-        return openmetrics.State(stale is not None, migration_lock.running(self.store.path) is not None, self.refusal is not None,
+        return openmetrics.State(trouble and trouble.reason, migration_lock.running(self.store.path) is not None, self.refusal is not None,
                                  sorted(self.routes) + ["other"], REASONS, usage)
 
     def shared_answer(self, snapshot, wanted):

@@ -22,7 +22,7 @@ SUFFIXES = {"counter": "_total", "info": "_info"}
 ENDS = ("refused", "evicted", "head_timeouts", "idle_timeouts", "write_timeouts", "tls_failures")   # of webserver.COUNTS
 
 Family = collections.namedtuple("Family", "name kind unit labels help")     # the name without the suffixes below
-State = collections.namedtuple("State", "stale migrating refused routes reasons usage")    # what the blocks do not say
+State = collections.namedtuple("State", "reason migrating refused routes reasons usage")   # what the blocks do not say
 Histogram = collections.namedtuple("Histogram", "buckets sum")  # buckets: (upper bound, count up to it), the last bound infinite
 Summary = collections.namedtuple("Summary", "count sum")
 Dialect = collections.namedtuple("Dialect", "head bound end")
@@ -169,7 +169,7 @@ def database_values(block, state):
     known = [(reason,) for reason in state.reasons]
     return {
         "logistics_last_success_timestamp_seconds": unix_time(figures_at) if figures_at else 0,
-        "logistics_database_trouble": {(reason,): reason == block["reason"] for reason in state.reasons},
+        "logistics_database_trouble": {(reason,): reason == state.reason for reason in state.reasons},
         "logistics_database_queries": block["queries_total"],
         "logistics_database_query_failures": tally((((reason,), count) for reason, count in block["failures"].items()), known),
         "logistics_database_query_duration_seconds": Summary(block["queries_total"], seconds["sum"]),
@@ -219,8 +219,9 @@ def process_values(service, log, state):
 
 
 def values(figures, blocks, state):
-    """The values of all families; without Figures, of those about the service and its database alone."""
-    found = {"logistics_up": figures is not None, "logistics_stale": state.stale}
+    """The values of all families; without Figures, of those about the service and its database alone. The state's reason is
+    what keeps newer ones from being read."""
+    found = {"logistics_up": figures is not None, "logistics_stale": figures is not None and state.reason is not None}
     if figures:
         found.update(whole_values(figures))
         found.update(part_values(figures))

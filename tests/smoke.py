@@ -103,6 +103,9 @@ class Smoke(unittest.TestCase):
         self.addCleanup(self.run_tool, "restart", "stop")
         first = self.get("/metrics")
         self.assertEqual((first["shipments"]["total"], first["service"]["python"]), (2000, "%d.%d.%d" % sys.version_info[:3]))
+        with urllib.request.urlopen(self.url() + "/metrics?format=openmetrics", timeout=DEADLINE) as response:
+            lines = response.read().decode().splitlines()
+        self.assertEqual((lines[2], lines[-1]), ("logistics_up 1", "# EOF"))
         self.run_tool("restart", "restart")
         self.assertNotEqual(self.get("/livez")["instance"], first["service"]["instance"])
         self.run_tool("restart", "status")

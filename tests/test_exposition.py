@@ -40,7 +40,7 @@ SMALL = [
 SMALL = [dict(row, updated_at="2026-03-10T15:00:00Z") for row in SMALL]
 BLOCKS = {
     "service": {"version": "0.1.0", "python": "3.6.15", "sqlite": "3.26.0", "started_at": "2026-03-10T13:00:00Z"},
-    "database": {"reason": None, "figures_at": "2026-03-10T15:30:00Z", "schema_version": 4, "size_bytes": 102400,
+    "database": {"figures_at": "2026-03-10T15:30:00Z", "schema_version": 4, "size_bytes": 102400,
                  "queries_total": 9, "failures": {"locked": 2, "missing": 1}, "query_seconds": {"sum": 0.0225},
                  "replaced_total": 1},
     "requests": {"in_flight": 1, "by_route": {"/metrics": {"200": 7, "503": 3}, "other": {"404": 1}},
@@ -53,7 +53,7 @@ BLOCKS = {
     "logging": {"errors_total": 4, "fallbacks_total": 1, "fallback": True, "lost_lines_total": 0},
 }
 USAGE = supervision.Usage(1773147599.25, 1.5, 27262976, 310378496, 14, 1024)
-STATE = openmetrics.State(False, False, False, ROUTES, store.REASONS, USAGE)
+STATE = openmetrics.State(None, False, False, ROUTES, store.REASONS, USAGE)
 
 
 def written(form, now, blocks=BLOCKS, state=STATE):
@@ -298,12 +298,14 @@ def test_the_formats_have_the_same_numbers_whatever_the_data_and_promtool_has_no
 
 
 def test_without_figures_the_rest_is_still_valid():
-    blocks = dict(BLOCKS, tls=None, database=dict(BLOCKS["database"], reason="missing", figures_at=None, schema_version=None))
-    text = written("text", None, blocks, STATE._replace(usage=None))
+    blocks = dict(BLOCKS, tls=None, database=dict(BLOCKS["database"], figures_at=None, schema_version=None))
+    state = STATE._replace(reason="missing", usage=None)
+    text = written("text", None, blocks, state)
     series = numbers(text, "text")
-    assert series == numbers(written("openmetrics", None, blocks, STATE._replace(usage=None)), "openmetrics")
+    assert series == numbers(written("openmetrics", None, blocks, state), "openmetrics")
     assert promtool(text) == 0
-    assert (one(series, "logistics_up"), one(series, "logistics_database_trouble", reason="missing")) == (0, 1)
+    assert (one(series, "logistics_up"), one(series, "logistics_stale")) == (0, 0)
+    assert one(series, "logistics_database_trouble", reason="missing") == 1
     assert one(series, "logistics_last_success_timestamp_seconds") == one(series, "logistics_schema_version") == 0
     assert not [name for name, _ in series if re.search("shipments|transit|process_|tls_certificate", name)]
 
@@ -664,13 +666,23 @@ class Server:
     in_flight, connections, limit, counts = 1, (), 2048, dict.fromkeys(webserver.COUNTS, 0)
 
 
-def test_without_a_descriptor_for_proc_the_rest_is_told(database, monkeypatch):
-    service = metrics_service.Service(eventlog.Log(), store.Store(str(database), 2, 60))
+def respond(service, **headers):
+    """What a Service in this process answers to a scraper."""
     service.server = Server()
-    request = webserver.Request("GET", "/metrics", {"format": ["text"]}, {}, "127.0.0.1", time.monotonic())
+    request = webserver.Request("GET", "/metrics", {"format": ["text"]}, headers, "127.0.0.1", time.monotonic())
+    return numbers(service.respond(request).body.decode(), "text")
 
+
+def test_who_cannot_wait_for_the_answer_to_another_is_told_the_reason(database):
+    service = metrics_service.Service(eventlog.Log(), store.Store(str(database), 2, 60))
+    with service.store.lock:
+        series = respond(service, **{metrics_service.SCRAPE_TIMEOUT: "0.1"})
+    assert (one(series, "logistics_up"), one(series, "logistics_database_trouble", reason="timeout")) == (0, 1)
+
+
+def test_without_a_descriptor_for_proc_the_rest_is_told(database, monkeypatch):
     def fail():
         raise OSError(24, "Too many open files")
     monkeypatch.setattr(supervision, "usage", fail)
-    series = numbers(service.respond(request).body.decode(), "text")
+    series = respond(metrics_service.Service(eventlog.Log(), store.Store(str(database), 2, 60)))
     assert one(series, "logistics_up") == 1 and not [name for name, _ in series if name.startswith("process_")]
