@@ -350,8 +350,7 @@ class Service:
             return messages.problem(400, "history must be a whole number of hours from 1 to %d" % exposition.HISTORY_HOURS)
         if form is None:
             return messages.problem(400, "format must be %s" % " or ".join(negotiation.FORMATS))
-        wanted = Wanted(form, negotiation.compressed(request.headers.get("accept-encoding", "")),
-                        history if form is negotiation.JSON else 0)
+        wanted = Wanted(form, negotiation.compressed(request.headers.get("accept-encoding", "")), history)
         try:
             snapshot = self.store.current(self.patience(request))
         except Trouble as trouble:

@@ -43,7 +43,7 @@ BLOCKS = {
     "database": {"figures_at": "2026-03-10T15:30:00Z", "schema_version": 4, "size_bytes": 102400,
                  "queries_total": 9, "failures": {"locked": 2, "missing": 1}, "query_seconds": {"sum": 0.0225},
                  "replaced_total": 1},
-    "requests": {"in_flight": 1, "by_route": {"/metrics": {"200": 7, "503": 3}, "other": {"404": 1}},
+    "requests": {"in_flight": 1, "by_route": {"/metrics": {"200": 7, "500": 1, "503": 2}, "other": {"404": 1}},
                  "latency_seconds": {"sum": 0.05, "buckets": [
                      {"le": le, "count": 11 if le is None or le >= .005 else 6}
                      for le in metrics_service.LATENCY_BOUNDS + (None,)]}},
