@@ -39,7 +39,7 @@ ALWAYS = {  # fields of every answer, and what their values may be: nothing of a
     "Content-Length": r"[1-9]\d*", "Content-Type": r"application/(problem\+|health\+)?json", "Cache-Control": "no-store",
     "X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY", "Referrer-Policy": "no-referrer",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'"}
-SOMETIMES = {"Connection": "close|keep-alive", "Allow": "GET, HEAD"}
+SOMETIMES = {"Connection": "close|keep-alive", "Allow": "GET, HEAD", "Vary": "Accept, Accept-Encoding"}
 
 Answer = collections.namedtuple("Answer", "status fields body")  # fields: name -> value
 Row = collections.namedtuple("Row", "section behaviour sent expected half_close")
