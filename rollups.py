@@ -3,6 +3,8 @@
     rebuild(db)             makes them, inside the caller's transaction
     differences(db)         yields what differs, in lines for the operator
 
+The counters of deliveries are no sum over the rows: they remember what has changed since, and never go down.
+
 Each definition of a figure stands in the view facts of schema.sql, which the triggers read as well; here is only how to sum it.
 """
 
@@ -35,6 +37,15 @@ FROM (SELECT created_hour AS hour, sum(sign) AS created, 0 AS delivered, NULL AS
 GROUP BY hour
 """
 ROLLUP_EXCEPTION = "SELECT reason, sum(sign) FROM facts WHERE sign = 1 AND reason IS NOT NULL GROUP BY reason"
+DELIVERED = """
+SELECT 'on_time', ifnull(sum(on_time), 0) FROM rollup_lane
+UNION ALL SELECT 'late', ifnull(sum(late), 0) FROM rollup_lane
+UNION ALL SELECT 'not_evaluated', ifnull(sum(shipments - on_time - late), 0) FROM rollup_lane WHERE status = 'delivered'
+"""
+COUNT = """
+INSERT INTO deliveries VALUES (:outcome, :now)
+ON CONFLICT (outcome) DO UPDATE SET shipments = max(shipments + max(:now - :before, 0), :now)
+"""
 NAMES = "SELECT name FROM main.sqlite_master WHERE type IN ('table', 'view')"
 
 Rollup = collections.namedtuple("Rollup", "table keys query")   # the first so many columns are the key
@@ -48,9 +59,13 @@ ROLLUPS = (
 TABLES = [rollup.table for rollup in ROLLUPS] + ["departed"]    # all that rebuild() fills or empties
 
 
+def has(db, *names):
+    return set(names) <= {name for name, in db.execute(NAMES)}
+
+
 def present(db):
     """Whether this database has all that the functions here need; earlier versions of the schema have no rollups."""
-    return set(TABLES) | {"facts"} <= {name for name, in db.execute(NAMES)}
+    return has(db, "facts", *TABLES)
 
 
 def tally(db):
@@ -58,21 +73,46 @@ def tally(db):
     db.execute(TALLY)
 
 
+def delivered(db):
+    """{outcome: shipments that are delivered now}, as the rollups have them."""
+    return dict(db.execute(DELIVERED).fetchall())
+
+
+def count(db, before):
+    """Adds to the counters by how much more is delivered now than before. Version 4 has none."""
+    if has(db, "deliveries"):
+        for outcome, now in delivered(db).items():
+            db.execute(COUNT, {"outcome": outcome, "now": now, "before": before[outcome]})
+
+
 def rebuild(db):
-    """Makes the rollups from the rows, inside the caller's transaction."""
+    """Makes the rollups from the rows, inside the caller's transaction, and counts the deliveries that they did not have."""
+    before = delivered(db)
     tally(db)
     db.execute("DELETE FROM departed")
     for rollup in ROLLUPS:
         db.execute("DELETE FROM " + rollup.table)
         db.execute("INSERT INTO %s %s" % (rollup.table, rollup.query))
+    count(db, before)
 
 
 def told(columns, values):
     return ", ".join("%s=%r" % pair for pair in zip(columns, values)) or "nothing"
 
 
+def uncounted(db):
+    """Yields a line for each counter of deliveries that is less than what is delivered now."""
+    if not has(db, "deliveries"):
+        return
+    counters = dict(db.execute("SELECT outcome, shipments FROM deliveries"))
+    for outcome, now in delivered(db).items():
+        if counters.get(outcome, 0) < now:
+            yield "deliveries outcome=%r: stored shipments=%d, at least %d are delivered now" % (
+                outcome, counters.get(outcome, 0), now)
+
+
 def differences(db):
-    """Yields a line for each rollup row that is not what the rows say."""
+    """Yields a line for each rollup row that is not what the rows say, and for each counter that cannot be."""
     tally(db)
     for rollup in ROLLUPS:
         columns = [row[1] for row in db.execute("PRAGMA table_info(%s)" % rollup.table)]
@@ -86,6 +126,7 @@ def differences(db):
     departed, = db.execute("SELECT count(*) FROM departed").fetchone()
     if departed:
         yield "departed: stored %d rows, recomputed none" % departed
+    yield from uncounted(db)
 
 
 def sizes(db):

@@ -1,4 +1,4 @@
--- The shipments database, version 4: one table of shipments, and rollups that triggers keep exact.
+-- The shipments database, version 5: one table of shipments, and rollups that triggers keep exact.
 --
 -- The one description of the schema, and what the steps in migrations/ lead to: seed.py builds new databases from it, the service
 -- compares live databases with it.
@@ -12,7 +12,7 @@
 -- A CHECK passes on NULL as well as on true, hence IS and not = where an unreadable time would make NULL; '+0 days' makes
 -- SQLite work a date out, so that 30 February is not taken as it stands.
 
-PRAGMA user_version = 4;
+PRAGMA user_version = 5;
 
 -- One row is one shipment: what a carrier moves from an origin to a destination against a promise.
 -- Only reference and status are required; what a source does not record stays NULL and is left out of the figures that need it.
@@ -200,8 +200,23 @@ CREATE TRIGGER facts_apply INSTEAD OF INSERT ON facts BEGIN
   DELETE FROM rollup_exception WHERE NEW.sign < 0 AND reason = NEW.reason AND shipments = 0;
 END;
 
+-- Deliveries ever, by outcome: counters for rates, which never go down. One is counted whenever a shipment comes to have another
+-- outcome than before: once when it is delivered, and again when a correction changes the outcome, which takes nothing from the
+-- former one. What deletes a shipment or takes a delivery back does not subtract either. What is true now stands in rollup_lane.
+CREATE TABLE deliveries (
+  outcome   TEXT PRIMARY KEY,
+  shipments INTEGER NOT NULL
+) WITHOUT ROWID;
+INSERT INTO deliveries VALUES ('on_time', 0), ('late', 0), ('not_evaluated', 0);
+
+-- How each delivered shipment ended, and in departed the former row.
+CREATE VIEW outcomes AS
+SELECT id, sign, CASE on_time WHEN 1 THEN 'on_time' WHEN 0 THEN 'late' ELSE 'not_evaluated' END AS outcome
+FROM facts WHERE status = 'delivered';
+
 CREATE TRIGGER shipments_insert AFTER INSERT ON shipments BEGIN
   INSERT INTO facts SELECT * FROM facts WHERE id = NEW.id;
+  UPDATE deliveries SET shipments = shipments + 1 WHERE outcome = (SELECT outcome FROM outcomes WHERE id = NEW.id);
 END;
 
 CREATE TRIGGER shipments_delete AFTER DELETE ON shipments BEGIN
@@ -217,6 +232,9 @@ BEGIN
   INSERT INTO departed VALUES (OLD.carrier, OLD.mode, OLD.status, OLD.created_at, OLD.shipped_at, OLD.promised_at,
     OLD.delivered_at, OLD.exception_reason);
   INSERT INTO facts SELECT * FROM facts WHERE sign = -1;
+  UPDATE deliveries SET shipments = shipments + 1
+  WHERE outcome = (SELECT outcome FROM outcomes WHERE id = NEW.id)
+    AND outcome IS NOT (SELECT outcome FROM outcomes WHERE sign = -1);
   DELETE FROM departed;
   INSERT INTO facts SELECT * FROM facts WHERE id = NEW.id;
 END;
@@ -249,5 +267,6 @@ SELECT column1, column2, column3, strftime('%Y-%m-%dT%H:%M:%SZ', 'now'), 'schema
   (1, 'create_shipments', '85e644a5de98c40cedcd083b3555d685eca9840b20b62a5b6332ed5327ea6d7e'),
   (2, 'add_change_times', '8f5137b652420f42223ea32f1c1772758f8936c0883179b4b32abfaad7d0d27c'),
   (3, 'constrain_shipments', '4f33f45edd12eb3d6d7e81c269fa0a5091609bd9296cac3dbf9f8a49847f1568'),
-  (4, 'add_rollups', '66cc6b43ffddb449ab2addd1dfc8f37311c8a42d7cefb0a19d11959564db4364')
+  (4, 'add_rollups', '66cc6b43ffddb449ab2addd1dfc8f37311c8a42d7cefb0a19d11959564db4364'),
+  (5, 'count_deliveries', '9bd7a1c197b5698dd1c9f0064b4eec64bbe25c730a50d7e888099dfe3d13e924')
 );

@@ -313,7 +313,7 @@ def test_restore_gives_every_row_of_the_backup_and_keeps_what_was_there(upgraded
     done = migrate(upgraded, "restore")
     assert done.code == 0 and content(upgraded) == before and content(backup) == before
     kept, = tmp_path.glob("*.kept")
-    assert re.fullmatch(re.escape(NAME) + r"\.v4\.\d{8}T\d{6}Z\.kept", kept.name) and content(kept) == today
+    assert re.fullmatch(re.escape(NAME) + r"\.v5\.\d{8}T\d{6}Z\.kept", kept.name) and content(kept) == today
     assert done.out.splitlines() == [
         "from %s: version 1, 6 shipments, found sound" % backup, "what was there is kept as %s" % kept,
         "%s: put back; start writers anew, the service notices by itself" % upgraded]
@@ -424,7 +424,7 @@ def test_a_stop_while_it_waits_leaves_all_as_it_was(upgraded, tmp_path, number, 
         wait_for(lambda: list(tmp_path.glob("*.part")), "its draft")
         restore.send_signal(number)
         done = end(restore)
-    assert (done.code, done.err) == (code, "migrate.py: stopped; %s is whole, at version 4\n" % upgraded)
+    assert (done.code, done.err) == (code, "migrate.py: stopped; %s is whole, at version 5\n" % upgraded)
     assert content(upgraded) == before and names(tmp_path) == files
 
 

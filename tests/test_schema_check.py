@@ -42,8 +42,8 @@ def test_a_renamed_column_comes_first_and_by_name():
     ("CREATE TABLE scratch (x)", ("note", "table scratch is extra")),
     ("CREATE TRIGGER spy AFTER INSERT ON shipments BEGIN SELECT 1; END", ("note", "trigger spy is extra")),
     ("ALTER TABLE shipments ADD COLUMN colour TEXT", ("note", "column shipments.colour is extra")),
-    ("PRAGMA user_version = 5", ("version", "schema version 5 is newer than the 4 of this release")),
-    ("PRAGMA user_version = 3", ("version", "schema version 3 is older than the 4 of this release")),
+    ("PRAGMA user_version = 6", ("version", "schema version 6 is newer than the 5 of this release")),
+    ("PRAGMA user_version = 3", ("version", "schema version 3 is older than the 5 of this release")),
 ])
 def test_one_change_is_one_finding(change, finding):
     assert findings(change) == [finding]

@@ -181,7 +181,7 @@ def test_a_new_database_has_exactly_the_schema(small, tmp_path):
         db.executescript((ROOT / "schema.sql").read_text(encoding="utf-8"))
         wanted = db.execute("SELECT type, name, sql FROM sqlite_master ORDER BY 1, 2").fetchall()
     assert ask(small, "SELECT type, name, sql FROM sqlite_master ORDER BY 1, 2") == wanted
-    assert ask(small, "PRAGMA user_version") == [(4,)] and ask(small, "PRAGMA journal_mode") == [("delete",)]
+    assert ask(small, "PRAGMA user_version") == [(5,)] and ask(small, "PRAGMA journal_mode") == [("delete",)]
     assert ask(small, "PRAGMA integrity_check") == [("ok",)]
 
 
@@ -277,7 +277,7 @@ def test_another_schema_version_is_refused_with_both_versions(small):
     with opened(small) as db:
         db.execute("PRAGMA user_version = 7")
     assert seed(small, "--append").stderr == (
-        "seed.py: %s has schema version 7, this seed.py writes version 4: use the release that made it\n" % small)
+        "seed.py: %s has schema version 7, this seed.py writes version 5: use the release that made it\n" % small)
 
 
 def test_a_missing_rollup_is_refused_by_name(small):

@@ -155,13 +155,13 @@ def test_what_has_no_place_in_a_step_is_refused_before_the_database_is_touched(t
     for command, code in (("status", 3), ("plan", 3), ("apply", 1)):
         done = migrate(path, command, folder=folder)
         assert done.code == code and done.out == "" and done.err.count("\n") == 1, done
-        assert done.err.startswith("migrate.py: %s/0005_try_something.sql: " % folder) and done.err.endswith("; mend the file\n")
+        assert done.err.startswith("migrate.py: %s/0006_try_something.sql: " % folder) and done.err.endswith("; mend the file\n")
         assert words in done.err
     assert path.read_bytes() == before and names(tmp_path) == ["migrations", NAME]
 
 
 @pytest.mark.parametrize("sql", [
-    "PRAGMA user_version = 5;\nSELECT 1;", "SELECT 1;\nPRAGMA user_version = 5;", "SELECT 1;\nPRAGMA user_version(5);",
+    "PRAGMA user_version = 6;\nSELECT 1;", "SELECT 1;\nPRAGMA user_version = 6;", "SELECT 1;\nPRAGMA user_version(6);",
     "SELECT 1;\nPRAGMA foreign_key_check;\nSELECT 2;", "PRAGMA defer_foreign_keys = ON;\nSELECT 1;",
     "SELECT 1;\nPRAGMA application_id = 7;",
     "PRAGMA foreign_keys = OFF;\nPRAGMA legacy_alter_table = ON;\nSELECT 1;\nPRAGMA legacy_alter_table = OFF;\nPRAGMA foreign_keys = ON;",
@@ -170,7 +170,7 @@ def test_what_has_no_place_in_a_step_is_refused_before_the_database_is_touched(t
 ])
 def test_what_does_no_harm_is_taken(tmp_path, sql):
     path, folder = make(tmp_path / NAME), with_step(tmp_path, sql)
-    assert migrate(path, "apply", folder=folder).code == 0 and version(path) == 5
+    assert migrate(path, "apply", folder=folder).code == 0 and version(path) == LAST + 1
     assert migrate(path, "status", folder=folder).code == 0
 
 
@@ -179,7 +179,7 @@ def test_a_setting_of_one_step_ends_with_it(tmp_path, number):
     with_step(tmp_path, "PRAGMA foreign_keys = ON;\nCREATE TABLE owners (id INTEGER PRIMARY KEY);\n"
                         "CREATE TABLE pets (owner REFERENCES owners ON DELETE CASCADE);\n"
                         "INSERT INTO owners VALUES (1); INSERT INTO pets VALUES (1);", name="add_pets")
-    folder = with_step(tmp_path, "-- rows: owners -1\nDELETE FROM owners;\nUPDATE pets SET owner = NULL;", name="drop_owners", number=6)
+    folder = with_step(tmp_path, "-- rows: owners -1\nDELETE FROM owners;\nUPDATE pets SET owner = NULL;", name="drop_owners", number=LAST + 2)
     path = make(tmp_path / NAME, number) if number else tmp_path / NAME     # in a new one all steps share a connection
     assert migrate(path, "apply", folder=folder).code == 0
     assert ask(path, "SELECT * FROM pets") == [(None,)]
@@ -202,10 +202,10 @@ def test_a_step_cannot_change_what_was_recorded(tmp_path):
 def test_foreign_keys_act_where_a_step_switches_them_on(tmp_path):
     with_step(tmp_path, "CREATE TABLE owners (id INTEGER PRIMARY KEY);\nCREATE TABLE pets (owner REFERENCES owners ON DELETE CASCADE);\n"
                         "INSERT INTO owners VALUES (1); INSERT INTO pets VALUES (1);", name="add_pets")
-    folder = with_step(tmp_path, "-- rows: owners -1\nPRAGMA foreign_keys = ON;\nDELETE FROM owners;", name="drop_owners", number=6)
+    folder = with_step(tmp_path, "-- rows: owners -1\nPRAGMA foreign_keys = ON;\nDELETE FROM owners;", name="drop_owners", number=LAST + 2)
     path = make(tmp_path / NAME)
     done = migrate(path, "apply", folder=folder)
-    assert done.code == 1 and "table pets had 1 rows and has 0: -1, declared +0" in done.err and version(path) == 5
+    assert done.code == 1 and "table pets had 1 rows and has 0: -1, declared +0" in done.err and version(path) == LAST + 1
 
 
 def test_each_step_of_the_product_is_read_as_it_stands():

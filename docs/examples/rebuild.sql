@@ -1,5 +1,5 @@
 -- Lowers the highest weight of a shipment to a million kilograms, so that grams taken for kilograms are refused.
--- An example of a rebuild of shipments as they are in version 4. docs/migrations.md explains it; a test applies it.
+-- An example of a rebuild of shipments as they are in version 5. docs/migrations.md explains it; a test applies it.
 -- refuse: SELECT printf('reference %s: weight_kg %s is more than 1e6', quote(reference), quote(weight_kg))
 --   FROM shipments WHERE weight_kg > 1e6;
 
@@ -52,6 +52,7 @@ CREATE INDEX shipments_due ON shipments (promised_at, carrier, mode)
 
 CREATE TRIGGER shipments_insert AFTER INSERT ON shipments BEGIN
   INSERT INTO facts SELECT * FROM facts WHERE id = NEW.id;
+  UPDATE deliveries SET shipments = shipments + 1 WHERE outcome = (SELECT outcome FROM outcomes WHERE id = NEW.id);
 END;
 
 CREATE TRIGGER shipments_delete AFTER DELETE ON shipments BEGIN
@@ -67,6 +68,9 @@ BEGIN
   INSERT INTO departed VALUES (OLD.carrier, OLD.mode, OLD.status, OLD.created_at, OLD.shipped_at, OLD.promised_at,
     OLD.delivered_at, OLD.exception_reason);
   INSERT INTO facts SELECT * FROM facts WHERE sign = -1;
+  UPDATE deliveries SET shipments = shipments + 1
+  WHERE outcome = (SELECT outcome FROM outcomes WHERE id = NEW.id)
+    AND outcome IS NOT (SELECT outcome FROM outcomes WHERE sign = -1);
   DELETE FROM departed;
   INSERT INTO facts SELECT * FROM facts WHERE id = NEW.id;
 END;

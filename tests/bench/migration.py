@@ -203,7 +203,7 @@ def invented(folder):
         others = [sql + ";" for sql, in db.execute(
             "SELECT sql FROM sqlite_master WHERE tbl_name = 'shipments' AND type <> 'table' AND sql IS NOT NULL")]
     step = REBUILD.format(columns=body[body.index("(") + 1:body.rindex(")")], others="\n".join(others))
-    (product / "migrations" / "0005_add_remark.sql").write_text(step)
+    (product / "migrations" / "0006_add_remark.sql").write_text(step)
     return product
 
 
