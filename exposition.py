@@ -14,6 +14,7 @@ DAILY_DAYS = 30         # days in the "daily" list
 HISTORY_HOURS = 672     # most hourly points: 28 days, which lie within the daily ones
 STATUSES = ("pending", "pre_transit", "in_transit", "out_for_delivery", "available_for_pickup", "attempted", "exception",
             "delivered", "returned", "cancelled")
+OUTCOMES = ("on_time", "late", "not_evaluated")     # of a delivery
 CARRIERS = 500          # carriers listed, those with most shipments; more are a mistake in the data, and no reader's bound
 AGE_BANDS = (("under_1_day", 1), ("1_to_3_days", 3), ("3_to_7_days", 7), ("over_7_days", None))  # overdue for up to n days
 
@@ -22,7 +23,7 @@ Lane = collections.namedtuple("Lane", "name shipments open exception delivered o
 Overdue = collections.namedtuple("Overdue", "carrier mode shipments band0 band1 band2")  # the first three of AGE_BANDS
 Hour = collections.namedtuple("Hour", "hour created delivered on_time late")
 Figures = collections.namedtuple("Figures", "now bounds statuses carriers modes carrier_transit mode_transit overdue "
-                                            "exceptions hours newest_change future_changes schema_version")
+                                            "deliveries exceptions hours newest_change future_changes schema_version")
 
 
 def instant(seconds):
@@ -89,6 +90,11 @@ def delivery_document(lane, counts, bounds):
     }
 
 
+def deliveries(figures):
+    """The counters by outcome."""
+    return {outcome: figures.deliveries.get(outcome, 0) for outcome in OUTCOMES}
+
+
 def lane_documents(label, lanes, transit, figures):
     """One object for each carrier or mode, most shipments first; label is the key that holds its name, null for unknown."""
     overdue = collections.Counter()
@@ -143,7 +149,7 @@ def metrics_document(figures, history):
     transit = sum(figures.mode_transit.values(), collections.Counter())
     document = {
         "shipments": shipments_document(figures, total),
-        "delivery": delivery_document(total, transit, figures.bounds),
+        "delivery": dict(delivery_document(total, transit, figures.bounds), deliveries_total=deliveries(figures)),
         "by_carrier": lane_documents("carrier", figures.carriers[:CARRIERS], figures.carrier_transit, figures),
         "carriers_omitted": len(figures.carriers[CARRIERS:]),
         "by_mode": lane_documents("mode", figures.modes, figures.mode_transit, figures),

@@ -10,7 +10,7 @@ import collections
 import itertools
 import re
 
-from exposition import STATUSES, Lane, shipments_document, sums, unix_time
+from exposition import OUTCOMES, STATUSES, Lane, deliveries, shipments_document, sums, unix_time
 
 MODES = ("air", "road", "rail", "ocean", "parcel", "multimodal")
 CARRIERS = 100          # carriers with series of their own, those with most shipments
@@ -45,6 +45,8 @@ FAMILIES = table(
     ("logistics_other_exception_reasons", "gauge", "", "", "Reasons that are counted together as other."),
     ("logistics_delivered_shipments", "gauge", "", "outcome",
      "Shipments with status delivered now, by whether their promise was kept."),
+    ("logistics_deliveries", "counter", "", "outcome",
+     "Deliveries ever, by whether the promise was kept; one corrected to another outcome counts there too. Never falls."),
     ("logistics_transit_seconds", "histogram", "seconds", "",
      "Transit times of the shipments with status delivered now; falls when one is deleted or corrected."),
     ("logistics_negative_transit_shipments", "gauge", "", "", "Shipments delivered before their start: data errors."),
@@ -124,7 +126,7 @@ def transit_histogram(figures, lane):
 
 
 def outcomes(lane):
-    return {"on_time": lane.on_time, "late": lane.late, "not_evaluated": lane.delivered - lane.on_time - lane.late}
+    return dict(zip(OUTCOMES, (lane.on_time, lane.late, lane.delivered - lane.on_time - lane.late)))
 
 
 def whole_values(figures):
@@ -141,6 +143,7 @@ def whole_values(figures):
         "logistics_exception_shipments": tally(((reasons[reason],), count) for reason, count in figures.exceptions),
         "logistics_other_exception_reasons": len(figures.exceptions[REASONS:]),
         "logistics_delivered_shipments": {(outcome,): count for outcome, count in outcomes(lane).items()},
+        "logistics_deliveries": {(outcome,): total for outcome, total in deliveries(figures).items()},
         "logistics_transit_seconds": transit_histogram(figures, lane),
         "logistics_negative_transit_shipments": lane.negative,
         "logistics_newest_change_timestamp_seconds": unix_time(figures.newest_change) if figures.newest_change else 0,

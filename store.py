@@ -72,6 +72,7 @@ OVERDUE = """
     WHERE status NOT IN {closed} AND promised_at IS NOT NULL AND promised_at > :hour AND promised_at < :now
     GROUP BY 1, 2""".format(closed=CLOSED)
 
+DELIVERIES = "SELECT outcome, shipments FROM deliveries"
 EXCEPTIONS = "SELECT reason, shipments FROM rollup_exception ORDER BY shipments DESC, reason"
 HOURS = "SELECT hour, created, delivered, on_time, late FROM rollup_hour WHERE hour >= :since AND hour <= :hour ORDER BY hour"
 NEWEST_CHANGE = "SELECT max(updated_at) FROM shipments WHERE updated_at <= :now"
@@ -196,6 +197,7 @@ def ask(connection, now):
         carrier_transit=histograms(rows(TRANSIT_BY_CARRIER)),
         mode_transit=histograms(rows(TRANSIT_BY_MODE)),
         overdue=rows(OVERDUE, exposition.Overdue._make),
+        deliveries=dict(rows(DELIVERIES)),
         exceptions=rows(EXCEPTIONS),
         hours=rows(HOURS, exposition.Hour._make),
         newest_change=rows(NEWEST_CHANGE)[0][0],

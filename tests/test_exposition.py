@@ -40,7 +40,7 @@ SMALL = [
 SMALL = [dict(row, updated_at="2026-03-10T15:00:00Z") for row in SMALL]
 BLOCKS = {
     "service": {"version": "0.1.0", "python": "3.6.15", "sqlite": "3.26.0", "started_at": "2026-03-10T13:00:00Z"},
-    "database": {"figures_at": "2026-03-10T15:30:00Z", "schema_version": 4, "size_bytes": 102400,
+    "database": {"figures_at": "2026-03-10T15:30:00Z", "schema_version": 5, "size_bytes": 102400,
                  "queries_total": 9, "failures": {"locked": 2, "missing": 1}, "query_seconds": {"sum": 0.0225},
                  "replaced_total": 1},
     "requests": {"in_flight": 1, "by_route": {"/metrics": {"200": 7, "500": 1, "503": 2}, "other": {"404": 1}},

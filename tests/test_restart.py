@@ -455,7 +455,7 @@ def test_a_schema_that_is_behind_is_never_migrated_and_nothing_is_stopped_or_sta
     house.run("stop")
     results.append(house.run("start"))
     for result in results:
-        assert result.code == 1 and ("error: database %s: schema version %d is older than the 4 of this release; to bring it to "
+        assert result.code == 1 and ("error: database %s: schema version %d is older than the 5 of this release; to bring it to "
                                      "this release: python3 migrate.py %s plan, then apply\n" % (old, version, old)) in result.err
         assert result.err.endswith("--check refuses the settings, so nothing was stopped or started\n")
     assert (house.services(), old.read_bytes()) == ([], content)

@@ -152,7 +152,7 @@ def test_a_schema_of_another_version_that_can_be_served_is_a_warning_with_the_cu
     status, document = service.get("/readyz")
     assert (status, document["status"]) == (200, "warn")
     assert document["checks"]["database:schema"][0]["output"] == (
-        "schema version 3 is older than the 4 of this release; to bring it to this release: python3 migrate.py %s plan, then apply"
+        "schema version 3 is older than the 5 of this release; to bring it to this release: python3 migrate.py %s plan, then apply"
         % database)
 
 
