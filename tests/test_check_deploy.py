@@ -17,30 +17,6 @@ CRON = ROOT / "deploy" / "cron"
 NAGIOS = ROOT / "deploy" / "nagios"
 OPTIONS = {health_check.variable(option): option for option in health_check.OPTIONS}
 TIMES = r"(?:(?:\*|\d+)(?:/\d+)?[ \t]+){5}"
-RULE_TEST = """
-rule_files: [rules.yml]
-evaluation_interval: 1m
-tests:
-- interval: 1m
-  input_series:
-  - {series: 'logistics_check_last_run_timestamp_seconds{instance="a",url="http://b"}', values: '0x10 600x30'}
-  - {series: 'logistics_check_verdict{instance="a",url="http://b",status="ok"}', values: '1x10 0x30'}
-  - {series: 'logistics_check_verdict{instance="a",url="http://b",status="failing"}', values: '0x10 1x30'}
-  - {series: 'logistics_check_verdict{instance="a",url="http://b",status="unknown"}', values: '0x40'}
-  alert_rule_test:
-  - {eval_time: 10m, alertname: MetricsCheckFailing, exp_alerts: []}
-  - {eval_time: 20m, alertname: MetricsCheckStopped, exp_alerts: []}
-  - eval_time: 20m
-    alertname: MetricsCheckFailing
-    exp_alerts:
-    - exp_labels: {severity: critical, instance: a, url: http://b}
-      exp_annotations: {summary: "http://b is failing, or could not be checked"}
-  - eval_time: 30m
-    alertname: MetricsCheckStopped
-    exp_alerts:
-    - exp_labels: {severity: critical, instance: a, url: http://b}
-      exp_annotations: {summary: "the check of http://b has not run for 15 minutes"}
-"""
 
 
 def section(title):
@@ -236,14 +212,6 @@ def test_the_metrics_of_the_page_are_those_of_the_textfile(fake):
     found = {name: re.findall(r'(\w+)="', labels) for name, labels in re.findall(r"^(\w+)\{(.*)\}", output, re.MULTILINE)}
     listed = {cells[0].strip("`"): ["url"] + re.findall(r"`(\w+)`", cells[1]) for cells in column(COLLECTOR, "metric")}
     assert listed == found and len(found) == len(health_check.FAMILIES)
-
-
-def test_the_rules_of_the_page_are_silent_and_fire_as_they_should(tmp_path):
-    (tmp_path / "rules.yml").write_text(snippet(COLLECTOR, "yaml"))
-    (tmp_path / "test.yml").write_text(RULE_TEST)
-    for command in (["promtool", "check", "rules", "rules.yml"], ["promtool", "test", "rules", "test.yml"]):
-        done = subprocess.run(command, cwd=str(tmp_path), universal_newlines=True, **PIPES)
-        assert done.returncode == 0, done.stdout + done.stderr
 
 
 # The dead-man ping

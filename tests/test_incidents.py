@@ -437,8 +437,9 @@ def test_the_collection_of_words_has_those_that_each_of_its_ways_finds():
     assert {"refused", "silent", "credentials", "proxy", "certificate", "frozen", "inconsistent", "not_ready", "stale"} <= check_words()
 
 
-def test_every_other_heading_of_the_runbook_is_a_piece_of_a_message_of_the_restart_script_or_of_migrate_py():
-    source = "".join((ROOT / name).read_text() for name in ("restart_service.sh", "supervision.py", "migrate.py", "steps.py"))
+def test_every_other_heading_of_the_runbook_is_an_alert_or_a_piece_of_a_message_of_the_restart_script_or_of_migrate_py():
+    names = ("restart_service.sh", "supervision.py", "migrate.py", "steps.py", "deploy/prometheus/alerts.yml")
+    source = "".join((ROOT / name).read_text() for name in names)
     assert [heading for heading in headings() if not WORD.match(heading) and heading not in source] == []
 
 
