@@ -16,13 +16,11 @@ Exit codes: 0 stopped cleanly, 78 configuration or schema refused, 1 anything el
 """
 
 import argparse
-import bisect
 import collections
 import contextlib
 import ctypes
 import errno
 import ipaddress
-import itertools
 import json
 import logging
 import os
@@ -45,6 +43,7 @@ sys.modules["ssl"] = None       # http.client, which http.server needs, would lo
 sys.dont_write_bytecode = True  # --check must leave no trace, and a run by root no file that the service's user cannot replace
 
 import exposition
+import latency
 import messages
 import migration_lock
 import negotiation
@@ -74,7 +73,6 @@ SCRAPE_MARGIN = 0.5     # s that an answer is to come before it
 RENDERED_MAX = 16       # answers kept, of different formats and hours of history
 ZIP_FROM = 1000         # bytes of an answer that is compressed for who wants that; less fits into one packet anyway
 ZIP_LEVEL = 4           # of zlib: half the time of its default, and hardly more bytes
-LATENCY_BOUNDS = (.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1.0, 2.5, 5.0, 10.0)  # s
 
 # Settings: each METRICS_* variable once, with its default, its range and the cure for a bad value
 
@@ -203,21 +201,15 @@ def start_log(settings):
 class Traffic:
     """Requests answered, by route and status code, and by latency."""
 
-    BOUNDS = LATENCY_BOUNDS + (float("inf"),)
-
     def __init__(self, log):
         self.lock = threading.Lock()
-        self.routes, self.latency = collections.Counter(), [0] * len(self.BOUNDS)
-        self.seconds, self.slowest = 0.0, None
+        self.routes, self.latencies = collections.Counter(), collections.defaultdict(latency.Latency)
         self.verbose = log.threshold <= logging.DEBUG  # asked once: a record that nobody writes costs as much as an answer
 
     def observe(self, route, line, status, seconds):
         with self.lock:
             self.routes[route, status] += 1
-            self.latency[bisect.bisect_left(LATENCY_BOUNDS, seconds)] += 1
-            self.seconds += seconds
-            if self.slowest is None or seconds > self.slowest:
-                self.slowest = seconds
+            self.latencies[route].observe(seconds)
         if self.verbose:
             event(logging.DEBUG, "request", line=line, status=status, seconds=round(seconds, 6))
 
@@ -233,29 +225,15 @@ class Traffic:
             routes[route][str(status)] = count
         return dict(routes)
 
-    def percentile(self, rank):
-        """Seconds within which this part of the answers was given, from the histogram."""
-        histogram = dict(zip(self.BOUNDS, self.latency))
-        return rounded(min(quantile(histogram, self.BOUNDS, rank), self.slowest)) if self.seconds or any(self.latency) else None
-
     def document(self, in_flight):
         with self.lock:
-            total, reached = sum(self.latency), zip(LATENCY_BOUNDS + (None,), itertools.accumulate(self.latency))
-            return {
-                "total": total,
-                "in_flight": in_flight,
-                "by_code": self.by_code(),
-                "by_route": self.by_route(),
-                "latency_seconds": {
-                    "count": total,
-                    "mean": ratio(self.seconds, total),
-                    "p50": self.percentile(.5),
-                    "p95": self.percentile(.95),
-                    "max": rounded(self.slowest),
-                    "sum": rounded(self.seconds),
-                    "buckets": [{"le": bound, "count": count} for bound, count in reached],
-                },
-            }
+            by_code, by_route = self.by_code(), self.by_route()
+            spans = {route: self.latencies[route].spans() for route in by_route}
+        seconds = latency.document(*spans.values())
+        recent = {route: span.recent.summary() for route, span in spans.items()}
+        seconds["last_5_minutes"]["by_route"] = {route: summary for route, summary in recent.items() if summary["count"]}
+        return {"total": seconds["count"], "in_flight": in_flight, "by_code": by_code, "by_route": by_route,
+                "latency_seconds": seconds}
 
 
 def health_entry(component, status, reason=None, output=None, **observed):
@@ -539,6 +517,7 @@ class Service:
 
     def database_document(self, figures):
         store, newest = self.store, figures and figures.newest_change
+        seconds = dict(latency.document(store.queries.spans()), last=rounded(store.last_seconds))
         return {
             "path": store.path,
             "reason": store.trouble.reason if store.trouble else None,
@@ -548,11 +527,10 @@ class Service:
             "future_changes": figures and figures.future_changes,
             "schema_version": figures and figures.schema_version,
             "size_bytes": store.size or 0,
-            "queries_total": store.queries,
+            "queries_total": seconds["count"],
             "failures_total": sum(store.failures.values()),
             "failures": dict(store.failures),
-            "query_seconds": {"last": rounded(store.last_seconds), "mean": ratio(store.seconds, store.queries),
-                              "max": rounded(store.max_seconds), "sum": rounded(store.seconds)},
+            "query_seconds": seconds,
             "replaced_total": store.replaced,
         }
 

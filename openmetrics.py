@@ -24,7 +24,6 @@ ENDS = ("refused", "evicted", "head_timeouts", "idle_timeouts", "write_timeouts"
 Family = collections.namedtuple("Family", "name kind unit labels help")     # the name without the suffixes below
 State = collections.namedtuple("State", "reason migrating refused routes reasons usage")   # what the blocks do not say
 Histogram = collections.namedtuple("Histogram", "buckets sum")  # buckets: (upper bound, count up to it), the last bound infinite
-Summary = collections.namedtuple("Summary", "count sum")
 Dialect = collections.namedtuple("Dialect", "head bound end")
 
 
@@ -64,7 +63,7 @@ FAMILIES = table(
     ("logistics_database_trouble", "gauge", "", "reason", "1 for what is wrong with the database now, 0 for what is not."),
     ("logistics_database_queries", "counter", "", "", "Snapshots of the database that were worked out."),
     ("logistics_database_query_failures", "counter", "", "reason", "Attempts to read the database that failed, by reason."),
-    ("logistics_database_query_duration_seconds", "summary", "seconds", "", "Time that the queries of a snapshot took."),
+    ("logistics_database_query_duration_seconds", "histogram", "seconds", "", "Time that the queries of a snapshot took."),
     ("logistics_database_replaced", "counter", "", "", "Times that another file took the place of the database."),
     ("logistics_database_size_bytes", "gauge", "bytes", "", "Size of the database file when it was last seen."),
     ("logistics_schema_version", "gauge", "", "", "Version of the database's schema at the last figures, 0 before the first."),
@@ -98,7 +97,7 @@ FAMILIES = table(
     ("process_start_time_seconds", "gauge", "seconds", "", "When the process started; a reload does not change it."),
 )
 
-# Values: a number, {label values: number}, a Histogram or a Summary by the family's name; None for what there is none of
+# Values: a number, {label values: number} or a Histogram by the family's name; None for what there is none of
 
 def shown(name):
     """A text of the database as a label's value: any character is allowed there."""
@@ -167,15 +166,21 @@ def part_values(figures):
     }
 
 
+def durations(block):
+    """The Histogram of a block with buckets and sum."""
+    return Histogram([(INFINITE if bucket["le"] is None else bucket["le"], bucket["count"]) for bucket in block["buckets"]],
+                     block["sum"])
+
+
 def database_values(block, state):
-    seconds, figures_at = block["query_seconds"], block["figures_at"]
+    figures_at = block["figures_at"]
     known = [(reason,) for reason in state.reasons]
     return {
         "logistics_last_success_timestamp_seconds": unix_time(figures_at) if figures_at else 0,
         "logistics_database_trouble": {(reason,): reason == state.reason for reason in state.reasons},
         "logistics_database_queries": block["queries_total"],
         "logistics_database_query_failures": tally((((reason,), count) for reason, count in block["failures"].items()), known),
-        "logistics_database_query_duration_seconds": Summary(block["queries_total"], seconds["sum"]),
+        "logistics_database_query_duration_seconds": durations(block["query_seconds"]),
         "logistics_database_replaced": block["replaced_total"],
         "logistics_database_size_bytes": block["size_bytes"],
         "logistics_schema_version": block["schema_version"] or 0,
@@ -185,14 +190,12 @@ def database_values(block, state):
 
 def traffic_values(requests, connections, tls, state):
     answered = [(route, code, count) for route, codes in requests["by_route"].items() for code, count in codes.items()]
-    latency = requests["latency_seconds"]
-    buckets = [(INFINITE if bucket["le"] is None else bucket["le"], bucket["count"]) for bucket in latency["buckets"]]
     return {
         "logistics_http_requests": tally((((route, code), count) for route, code, count in answered),
                                          [(route, "404" if route == OTHER else "200") for route in state.routes]),
         "logistics_http_errors": tally((((route,), count) for route, code, count in answered if code >= "500"),
                                        [(route,) for route in state.routes]),
-        "logistics_http_request_duration_seconds": Histogram(buckets, latency["sum"]),
+        "logistics_http_request_duration_seconds": durations(requests["latency_seconds"]),
         "logistics_http_requests_in_flight": requests["in_flight"],
         "logistics_http_connections_open": connections["open"],
         "logistics_http_connections_limit": connections["limit"],
@@ -274,9 +277,6 @@ def sample_lines(family, value, bound_of):
             yield '%s_bucket{le="%s"} %d' % (name, bound_of(bound), count)
         yield "%s_sum %s" % (name, number(value.sum))
         yield "%s_count %d" % (name, value.buckets[-1][1])
-    elif family.kind == "summary":
-        yield "%s_sum %s" % (name, number(value.sum))
-        yield "%s_count %d" % (name, value.count)
     else:
         for label_values, one in (value if isinstance(value, dict) else {(): value}).items():
             yield "%s %s" % (series(name + SUFFIXES.get(family.kind, ""), family.labels, label_values), number(one))

@@ -23,6 +23,7 @@ import schema_check
 import supervision
 from eventlog import errno_reason, event, file_identity
 from exposition import hour_of, instant
+from latency import Latency
 
 FUTURE_LIMIT = 1000     # changes dated in the future are counted up to here; more costs and tells nothing
 CLOCK_TICK = 0.05       # s; more than one step of the clock that file times are taken from (10 ms at HZ=100)
@@ -240,7 +241,7 @@ class Store:
         self.trouble, self.failed_at = None, 0.0    # of the last attempt, and its end (monotonic)
         self.began = 0.0                            # the start of the last attempt (monotonic)
         self.state = None                           # (event, reason) of the last state logged, None for a good one
-        self.queries, self.seconds, self.last_seconds, self.max_seconds = 0, 0.0, None, None
+        self.queries, self.last_seconds = Latency(), None
         self.failures, self.replaced = collections.Counter(), 0
 
     def one(self, sql):
@@ -376,9 +377,8 @@ class Store:
             event(logging.INFO, "schema_recovered", path=self.path)
 
     def measure(self, seconds):
-        self.queries += 1
-        self.seconds += seconds
-        self.last_seconds, self.max_seconds = seconds, max(seconds, self.max_seconds or 0)
+        self.queries.observe(seconds)
+        self.last_seconds = seconds
 
     def update(self, now, data_version):
         """The new figures, unless the second and the data are those of the last. The schema is compared whenever it moves."""
