@@ -5,6 +5,8 @@
   metrics    /metrics is well-formed JSON with every figure in its place
   database   /readyz counted the shipments with a real query, and the figures agree among themselves
   latency    the slowest of these requests
+  p95        the slowest route's 95th percentile of five minutes, whoever asked, with --max-p95 only
+  query_p95  the same of the queries of the database, with --max-query-p95 only
   fresh      the age of the newest change, with --max-age only
   log        errors of this run of the service: read from --log-file, or from what /metrics says of its log
 
@@ -51,6 +53,7 @@ USER_AGENT = AGENT + VERSION
 RUNBOOK = "docs/runbook.md#"
 BODY_LIMIT = 4 << 20                # bytes; a real answer has some tens of thousands
 TEXT_LIMIT = 300                    # characters printed of a text that somebody else wrote
+P95_COUNT = 20                      # durations that a 95th percentile takes: of fewer the longest alone would decide
 LOG_TAIL = 256 << 10                # bytes read from the end of a log file
 WRITE_SECONDS = PING_SECONDS = 5      # beyond the time for all checks: a verdict has to be told however long it took
 CLOCK_SLACK = 120                   # seconds between the figures' time and the Date of the answer that brings them
@@ -74,6 +77,7 @@ FAMILIES = {
     "verdict": "Whether the worst status of the last run was this one.",
     "duration_seconds": "Duration of the last run.",
     "request_duration_seconds": "Duration of the last run's requests that were answered.",
+    "p95_seconds": "The 95th percentile of five minutes, as the check of that name judges it.",
     "last_run_timestamp_seconds": "When the last run ended.",
 }
 FAMILY = "logistics_check_"
@@ -97,6 +101,10 @@ SPINE = {
     (dict,) + NULL: "stale",
     (list,): "by_carrier by_mode daily",
 }
+
+# The last five minutes in /metrics, by the check that judges them: by route, and of all queries. Earlier releases have neither.
+RECENT = {"p95": "requests.latency_seconds.last_5_minutes.by_route", "query_p95": "database.query_seconds.last_5_minutes"}
+PERCENTILE = {COUNT: "count", NUMBER + NULL: "p95"}
 
 # How far a request has come: the reason and the meaning of being no further when time is up.
 LOOKUP = ("timeout", "the name look-up has no result")
@@ -133,7 +141,7 @@ class Status(enum.IntEnum):
 
 OK, WARNING, UNKNOWN, FAILING = Status
 
-FIGURES = ("metrics", "latency")     # checks whose summary tells something when all is ok
+FIGURES = ("metrics", "latency", "p95", "query_p95")     # checks whose summary tells something when all is ok
 PLUGIN_STATES = {OK: (0, "OK"), WARNING: (1, "WARNING"), FAILING: (2, "CRITICAL"), UNKNOWN: (3, "UNKNOWN")}
 
 HEALTH = {"pass": OK, "warn": WARNING, "fail": FAILING}     # health+json, draft-inadarei-api-health-check-06
@@ -231,14 +239,18 @@ def parse_object(body):
     return document
 
 
+def value_at(document, path):
+    """What document has at a path, or ... for nothing."""
+    for name in path.split("."):
+        document = document.get(name, ...) if isinstance(document, dict) else ...
+    return document
+
+
 def misfits(document, shape):
     """The paths of shape where document has another type or nothing."""
     for kinds, paths in shape.items():
         for path in paths.split():
-            value = document
-            for name in path.split("."):
-                value = value.get(name, ...) if isinstance(value, dict) else ...
-            if type(value) not in kinds:
+            if type(value_at(document, path)) not in kinds:
                 yield path
 
 
@@ -517,6 +529,51 @@ def check_latency(site):
     return Finding(OK, None, "{:.3f} s, limit {} s".format(slowest.seconds, site.settings.critical.text))
 
 
+def recent_blocks(figures, name):
+    """{route: block} that a check judges, or {"queries": block}. Trouble where the service does not tell."""
+    found = value_at(figures, RECENT[name])
+    if found is ...:
+        told = "release {} of the service does not tell it, a later one does".format(figures["service"]["version"])
+        raise Trouble(UNKNOWN, None, told)
+    blocks = found if name == "p95" else {"queries": found}
+    if type(blocks) is not dict or any(path for block in blocks.values() for path in misfits(block, PERCENTILE)):
+        raise Trouble(FAILING, "malformed", "GET /metrics: missing, or of another type: in " + RECENT[name])
+    return blocks
+
+
+def slowest_part(blocks):
+    """(p95, route or "queries", count) of the slowest that has enough durations, None where none has."""
+    enough = [(block["p95"], part, block["count"]) for part, block in blocks.items()
+              if block["p95"] is not None and block["count"] >= P95_COUNT]
+    return max(enough, default=None)
+
+
+def judge_p95(site, name, limit):
+    """(whether it is above the limit, what to tell of it)."""
+    blocks = recent_blocks(require(site.figures, "no figures from /metrics"), name)
+    slowest = slowest_part(blocks)
+    if not slowest:
+        most = max((block["count"] for block in blocks.values()), default=0)
+        return False, "not enough data: {} in five minutes, it takes {}".format(most, P95_COUNT)
+    return slowest[0] > limit, "{:.3f} s for {}, {} in five minutes, limit {} s".format(*slowest, decimal(limit))
+
+
+def check_p95(site):
+    """None when nobody asked for it."""
+    if site.settings.max_p95 is None:
+        return None
+    slow, told = judge_p95(site, "p95", site.settings.max_p95)
+    return Finding(FAILING, "slow_answers", told) if slow else Finding(OK, None, told)
+
+
+def check_query_p95(site):
+    """None when nobody asked for it."""
+    if site.settings.max_query_p95 is None:
+        return None
+    slow, told = judge_p95(site, "query_p95", site.settings.max_query_p95)
+    return Finding(FAILING, "slow_queries", told) if slow else Finding(OK, None, told)
+
+
 def check_fresh(site):
     """None when nobody asked for it."""
     limit = site.settings.max_age
@@ -640,6 +697,8 @@ CHECKS = (
     ("metrics", check_metrics),
     ("database", check_database),
     ("latency", check_latency),
+    ("p95", check_p95),
+    ("query_p95", check_query_p95),
     ("fresh", check_fresh),
     ("log", check_log),
 )
@@ -655,6 +714,17 @@ def judge(site, name, check):
     return finding and Result(name, *finding, seconds=round(time.monotonic() - started, 6))
 
 
+def measure_p95(site):
+    """The 95th percentiles that there are, whether anybody asked to judge them or not."""
+    limits = {"p95": site.settings.max_p95, "query_p95": site.settings.max_query_p95}
+    for name, limit in limits.items():
+        slowest = None
+        with suppress(Trouble):     # who asked is told by the check
+            slowest = slowest_part(recent_blocks(site.figures, name))
+        if slowest:
+            yield Measure(name, slowest[0], "s", None, limit and upto(limit), 0, None)
+
+
 def measure(site):
     """What there is to draw a curve of. What is not known is left out: Icinga refuses the U that the guidelines give it."""
     settings, figures = site.settings, site.figures
@@ -663,6 +733,7 @@ def measure(site):
         yield Measure("latency", max(answered), "s", settings.warning, settings.critical, 0, settings.timeout.seconds)
     if not figures:
         return
+    yield from measure_p95(site)
     shipments, database, rate = figures["shipments"], figures["database"], figures["delivery"]["on_time_rate"]
     age, limit = database["newest_change_age_seconds"], settings.max_age
     for name in ("total", "open", "overdue"):
@@ -777,6 +848,9 @@ def samples(report):
     taken = {request.path: request.seconds for request in report.requests if request.status}
     for path in sorted(taken):
         yield "request_duration_seconds", [("path", path)], taken[path]
+    for item in report.measures:
+        if item.label in RECENT:
+            yield "p95_seconds", [("check", item.label)], item.value
     yield "last_run_timestamp_seconds", [], calendar.timegm(time.strptime(report.checked_at, TIMESTAMP + "Z"))
 
 
@@ -979,6 +1053,8 @@ OPTIONS = (
     Option("max_latency", None, duration, "1", "SECONDS", "what one request may take"),
     Option("warning", "w", value_range, None, "RANGE", "seconds of the slowest request that are no warning"),
     Option("critical", "c", value_range, None, "RANGE", "seconds of the slowest request that are no failure; else --max-latency"),
+    Option("max_p95", None, duration, None, "SECONDS", "what 95 of 100 requests to any one route may take, of five minutes"),
+    Option("max_query_p95", None, duration, None, "SECONDS", "the same for the queries of the database"),
     Option("max_age", None, duration, None, "SECONDS", "what the newest change may be old"),
     Option("log_window", None, duration, "600", "SECONDS", "how long an error in the log counts"),
 )

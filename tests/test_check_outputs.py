@@ -1,5 +1,6 @@
 """What the check tells each tool: Nagios by its guidelines, the node exporter by a file, a dead-man switch by a ping."""
 
+import json
 import os
 import re
 import shutil
@@ -53,7 +54,7 @@ def stale():
 # Nagios: states
 
 HEALTHY = ("metrics_service OK: metrics 3 shipments, 2 open, 1 overdue; latency T s, limit 1 s | latency=Ts;;1;0;10 "
-           "shipments_total=3;;;0 shipments_open=2;;;0 shipments_overdue=1;;;0 newest_change_age=5s requests=1c;;;0 "
+           "p95=0.004s;;;0 query_p95=0.001s;;;0 shipments_total=3;;;0 shipments_open=2;;;0 shipments_overdue=1;;;0 newest_change_age=5s requests=1c;;;0 "
            "log_errors=0c;;;0 uptime=Ts;;;0\n")
 
 
@@ -333,6 +334,31 @@ def test_what_others_write_cannot_end_the_text_or_add_lines_and_data(fake):
     assert not [line for line in output.splitlines()[1:] if "|" in line or not line.startswith("  ")]
 
 
+SLOW = metrics(requests={"total": 1, "latency_seconds": {"last_5_minutes": {"by_route": {"/metrics": {"count": 99, "p95": 0.75}}}}})
+SLOW_LINE = "slow_answers: 0.750 s for /metrics, 99 in five minutes, limit 0.5 s"
+
+
+def test_a_slow_percentile_is_told_in_every_format(fake):
+    url = fake(healthy(metrics=answer(dict(SLOW, generated_at=moment())))).url
+    code, output = nagios(url, "--max-p95", "0.5")
+    assert code == 2 and output.startswith("metrics_service CRITICAL: p95 %s (docs/runbook.md#slow_answers) | " % SLOW_LINE)
+    assert " p95=0.75s;;0.5;0 query_p95=0.001s;;;0 " in output
+    assert "\n  failing  p95        %s  docs/runbook.md#slow_answers\n" % SLOW_LINE in run("--url", url, "--max-p95", "0.5")[1]
+    told = json.loads(run("--url", url, "--format", "json", max_p95="0.5")[1])
+    assert [one["reason"] for one in told["checks"] if one["name"] == "p95"] == ["slow_answers"] and told["exit"] == 1
+    lines = run("--url", url, "--format", "textfile", "--max-p95", "0.5", "--max-query-p95", "1")[1].splitlines()
+    of = 'url="%s",check=' % url
+    assert 'logistics_check_status{%s"p95",status="failing"} 1' % of in lines
+    assert 'logistics_check_status{%s"query_p95",status="ok"} 1' % of in lines
+    assert 'logistics_check_p95_seconds{%s"p95"} 0.75' % of in lines
+
+
+def test_too_few_requests_are_told_and_no_failure(fake):
+    document = metrics(requests={"total": 1, "latency_seconds": {"last_5_minutes": {"by_route": {}}}})
+    code, output = nagios(fake(healthy(metrics=answer(document))).url, "--max-p95", "0.5")
+    assert code == 0 and "; p95 not enough data: 0 in five minutes, it takes 20 | " in output and " p95=" not in output
+
+
 # The textfile
 
 TEXTFILE = "".join(
@@ -349,7 +375,11 @@ TEXTFILE = "".join(
        "# TYPE logistics_check_request_duration_seconds gauge\n"]
     + ['logistics_check_request_duration_seconds{url="http://HOST:PORT",path="/%s"} T\n' % path
        for path in ("livez", "metrics", "readyz")]
-    + ["# HELP logistics_check_last_run_timestamp_seconds When the last run ended.\n"
+    + ["# HELP logistics_check_p95_seconds The 95th percentile of five minutes, as the check of that name judges it.\n"
+       "# TYPE logistics_check_p95_seconds gauge\n"
+       'logistics_check_p95_seconds{url="http://HOST:PORT",check="p95"} T\n'
+       'logistics_check_p95_seconds{url="http://HOST:PORT",check="query_p95"} T\n'
+       "# HELP logistics_check_last_run_timestamp_seconds When the last run ended.\n"
        "# TYPE logistics_check_last_run_timestamp_seconds gauge\n"
        'logistics_check_last_run_timestamp_seconds{url="http://HOST:PORT"} T\n'])
 

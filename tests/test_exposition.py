@@ -13,6 +13,7 @@ import pytest
 
 import eventlog
 import exposition
+import latency
 import metrics_service
 import negotiation
 import openmetrics
@@ -41,12 +42,13 @@ SMALL = [dict(row, updated_at="2026-03-10T15:00:00Z") for row in SMALL]
 BLOCKS = {
     "service": {"version": "0.1.0", "python": "3.6.15", "sqlite": "3.26.0", "started_at": "2026-03-10T13:00:00Z"},
     "database": {"figures_at": "2026-03-10T15:30:00Z", "schema_version": 5, "size_bytes": 102400,
-                 "queries_total": 9, "failures": {"locked": 2, "missing": 1}, "query_seconds": {"sum": 0.0225},
-                 "replaced_total": 1},
+                 "queries_total": 9, "failures": {"locked": 2, "missing": 1}, "replaced_total": 1,
+                 "query_seconds": {"sum": 0.0225, "buckets": [
+                     {"le": le, "count": 9 if le is None or le >= .0025 else 2} for le in latency.BOUNDS + (None,)]}},
     "requests": {"in_flight": 1, "by_route": {"/metrics": {"200": 7, "500": 1, "503": 2}, "other": {"404": 1}},
                  "latency_seconds": {"sum": 0.05, "buckets": [
                      {"le": le, "count": 11 if le is None or le >= .005 else 6}
-                     for le in metrics_service.LATENCY_BOUNDS + (None,)]}},
+                     for le in latency.BOUNDS + (None,)]}},
     "connections": {"open": 2, "limit": 2048, "accepted_total": 12, "refused_total": 0, "evicted_total": 1,
                     "head_timeouts_total": 2, "idle_timeouts_total": 3, "write_timeouts_total": 4, "tls_failures_total": 5},
     "tls": {"expires_at": "2026-06-01T00:00:00Z"},

@@ -16,7 +16,7 @@ import time
 import pytest
 
 import health_check
-from conftest import ROOT, make_database, wait_for
+from conftest import ROOT, make_database, turn_second, wait_for
 
 INSTANCE = "17cd4c16867b41eea00119330148b8fd"
 
@@ -35,8 +35,9 @@ def metrics(**changes):
         "delivery": {"delivered": 1, "evaluated": 0, "on_time": 0, "late": 0, "on_time_rate": None,
                      "transit_seconds": {"mean": None, "p50": None, "p95": None}},
         "by_carrier": [], "by_mode": [], "daily": [],
-        "database": {"newest_change_age_seconds": 5, "future_changes": 0},
-        "requests": {"total": 1},
+        "database": {"newest_change_age_seconds": 5, "future_changes": 0,
+                     "query_seconds": {"last_5_minutes": {"count": 20, "p95": 0.001}}},
+        "requests": {"total": 1, "latency_seconds": {"last_5_minutes": {"by_route": {"/metrics": {"count": 20, "p95": 0.004}}}}},
         "logging": {"target": "stdout", "path": None, "fallback": False, "reason": None, "errors_total": 0,
                     "last_error_at": None, "last_recovery_at": None},
     }
@@ -578,6 +579,79 @@ def test_a_slow_request_fails_the_latency_alone(fake, check):
 def test_freshness_is_the_age_of_the_newest_change(fake, check, age, future, expected):
     document = metrics(database__newest_change_age_seconds=age, database__future_changes=future)
     assert verdict(check, fake(healthy(metrics=answer(document))), "fresh", "--max-age", "60") == expected
+
+
+def routes(**blocks):
+    """The block of requests with these routes of the last five minutes, given as (count, p95)."""
+    blocks = {"/" + name: {"count": count, "p95": p95} for name, (count, p95) in blocks.items()}
+    return {"total": 1, "latency_seconds": {"last_5_minutes": {"by_route": blocks}}}
+
+
+def queries(count, p95):
+    return {"last_5_minutes": {"count": count, "p95": p95}}
+
+
+@pytest.mark.parametrize("blocks, expected", [
+    (dict(metrics=(20, 0.5)), ("ok", None, "0.500 s for /metrics, 20 in five minutes, limit 0.5 s")),
+    (dict(metrics=(20, 0.501)), ("failing", "slow_answers", "0.501 s for /metrics, 20 in five minutes, limit 0.5 s")),
+    (dict(livez=(9000, 0.001), metrics=(31, 2)), ("failing", "slow_answers", "2.000 s for /metrics, 31 in five minutes, limit 0.5 s")),
+    (dict(livez=(9000, 0.001), metrics=(19, 2.0)), ("ok", None, "0.001 s for /livez, 9000 in five minutes, limit 0.5 s")),
+    (dict(metrics=(19, 2.0), readyz=(3, 9.0)), ("ok", None, "not enough data: 19 in five minutes, it takes 20")),
+    ({}, ("ok", None, "not enough data: 0 in five minutes, it takes 20"))])
+def test_the_slowest_route_with_enough_requests_is_judged(fake, check, blocks, expected):
+    code, checks = check(fake(healthy(metrics=answer(metrics(requests=routes(**blocks))))).url, "--max-p95", "0.5")
+    assert checks["p95"] == expected and code == (expected[0] == "failing")
+    assert "query_p95" not in checks
+
+
+@pytest.mark.parametrize("count, p95, expected", [
+    (20, 0.1, ("ok", None, "0.100 s for queries, 20 in five minutes, limit 0.1 s")),
+    (20, 0.2, ("failing", "slow_queries", "0.200 s for queries, 20 in five minutes, limit 0.1 s")),
+    (19, 0.2, ("ok", None, "not enough data: 19 in five minutes, it takes 20")),
+    (0, None, ("ok", None, "not enough data: 0 in five minutes, it takes 20"))])
+def test_the_queries_are_judged_by_a_limit_of_their_own(fake, check, count, p95, expected):
+    document = metrics(database__query_seconds=queries(count, p95))
+    code, checks = check(fake(healthy(metrics=answer(document))).url, "--max-query-p95", "0.1")
+    assert checks["query_p95"] == expected and code == (expected[0] == "failing")
+    assert "p95" not in checks
+
+
+@pytest.mark.parametrize("older", [{"total": 1}, {"total": 1, "latency_seconds": {"count": 9, "p95": 0.1}}])
+def test_a_service_that_does_not_tell_percentiles_yet_is_told_apart(fake, check, older):
+    document = metrics(requests=older, database__query_seconds={"last": 0.1}, service__version="0.0.9")
+    url = fake(healthy(metrics=answer(document))).url
+    code, checks = check(url, "--max-p95", "1", "--max-query-p95", "1")
+    assert code == 1 and checks["metrics"][0] == "ok"
+    assert checks["p95"] == checks["query_p95"] == ("unknown", None, "release 0.0.9 of the service does not tell it, a later one does")
+    assert check(url)[0] == 0
+
+
+@pytest.mark.parametrize("blocks", [
+    [], None, "fast", {"/metrics": None}, {"/metrics": {"count": 20}}, {"/metrics": {"count": True, "p95": 1.0}},
+    {"/metrics": {"count": 20, "p95": "1"}}, {"/metrics": {"count": 20.5, "p95": 1.0}}, {"/metrics": [20, 1.0]}])
+def test_percentiles_that_are_none_are_malformed_where_somebody_asks_for_them(fake, check, blocks):
+    document = metrics(requests={"total": 1, "latency_seconds": {"last_5_minutes": {"by_route": blocks}}})
+    url = fake(healthy(metrics=answer(document))).url
+    assert check(url, "--max-p95", "1")[1]["p95"][:2] == ("failing", "malformed")
+    assert check(url)[0] == 0
+
+
+def test_without_figures_percentiles_cannot_be_told(fake, check):
+    url = fake(healthy(metrics=problem("locked", "a writer holds it"))).url
+    assert check(url, "--max-p95", "1")[1]["p95"] == ("unknown", None, "no figures from /metrics")
+
+
+def test_the_percentiles_of_a_real_service_are_judged(launch, database, check):
+    service = launch(database)
+    limits = "--max-p95", "30", "--max-query-p95", "30"
+    checks = check(service.url, *limits)[1]
+    assert checks["p95"][:2] == ("ok", None) and "not enough data: " in checks["p95"][2]
+    for _ in range(health_check.P95_COUNT):
+        service.get("/metrics")
+    turn_second()
+    assert " in five minutes, limit 30 s" in check(service.url, *limits)[1]["p95"][2]
+    code, checks = check(service.url, "--max-p95", "0.000001")
+    assert (code, checks["p95"][:2]) == (1, ("failing", "slow_answers"))
 
 
 # The log
