@@ -196,6 +196,23 @@ def test_the_command_of_the_page_prints_the_line_of_the_page(fake):
     read_performance(snippet("Nagios and Icinga", "text").rstrip("\n"))
 
 
+@pytest.mark.parametrize("count, p95, code, told", [
+    (20, 0.5, 0, "p95 0.500 s for /metrics, 20 in five minutes, limit 0.5 s;"), (19, 9.0, 0, "p95 not enough data: 19 in five minutes"),
+    (20, 0.75, 2, "p95 slow_answers: 0.750 s for /metrics, 20 in five minutes, limit 0.5 s (docs/runbook.md#slow_answers)")])
+def test_the_latency_thresholds_of_the_page_judge_what_everybody_met(fake, count, p95, code, told):
+    document = metrics(requests=dict(metrics()["requests"], latency_seconds={
+        "last_5_minutes": {"by_route": {"/metrics": {"count": count, "p95": p95}}}}))
+    port = fake(healthy(metrics=answer(document))).port
+    found, output, errors = shell(snippet("Latency thresholds", "sh").replace("8321", str(port)))
+    assert (found, errors) == (code, "") and told in output
+    data = read_performance(output.rstrip("\n"))
+    assert ("p95" in data) == (count == 20) and data["query_p95"]["crit"] == "0.25"
+
+
+def test_the_requests_that_a_percentile_takes_are_those_of_the_page():
+    assert "takes %d requests to a route" % health_check.P95_COUNT in section("Latency thresholds")
+
+
 # The textfile
 
 COLLECTOR = "Node exporter's textfile collector"

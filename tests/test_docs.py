@@ -21,6 +21,7 @@ import pytest
 import credentials
 import eventlog
 import health_check
+import latency
 import messages
 import metrics_service
 import negotiation
@@ -181,7 +182,7 @@ def test_a_field_is_documented_as_null_exactly_where_it_can_be(answers):
 
 UNITS = {
     "time": r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", "date": r"\d{4}-\d\d-\d\d", "hour": r"\d{4}-\d\d-\d\dT\d\d", "word": r"[a-z_]+",
-    "hex": r"[0-9a-f]{32}", "path": r"[\w/.#-]+", "text": r".+", "0 to 1": r"0\.\d+|1\.0", "seconds": r"-?\d+(\.\d+)?|\d+e-\d+",
+    "hex": r"[0-9a-f]{32}", "path": r"[\w/.#-]+", "text": r".+", "0 to 1": r"0\.\d+|1\.0", "seconds": r"-?\d+(\.\d+)?|\d+(\.\d+)?e-\d+",
     "true or false": "True|False", "days": r"-?\d+\.\d+",
 }   # any other unit is counted
 
@@ -253,6 +254,16 @@ def test_the_formats_are_documented_with_their_content_types():
     assert "more than %d characters counts as absent" % negotiation.FIELD_MAX in page
     assert "from %d bytes on" % metrics_service.ZIP_FROM in page
     assert all("`?format=%s`" % name in page or "`/metrics?format=%s`" % name in page for name in negotiation.FORMATS)
+
+
+def test_the_buckets_and_the_slots_of_latency_are_documented():
+    page = prose(METRICS).replace("\n", " ")
+    listed = re.search(r"The buckets end at (.+?) ms, (.+?) s, the same", page).groups()
+    milliseconds, seconds = ([float(number) for number in re.split(", | and ", part)] for part in listed)
+    assert tuple([bound / 1000 for bound in milliseconds] + seconds) == latency.BOUNDS
+    assert "the %d slots of %d s before the current one" % (latency.SLOTS, latency.SLOT_SECONDS) in page
+    assert "Of fewer than %d durations" % health_check.P95_COUNT in page
+    assert "judged from %d requests" % health_check.P95_COUNT in prose(CONFIGURATION)
 
 
 SIGNS = {"webserver.M_ARENA_MAX", "webserver.READ", "webserver.WRITE", "messages.CHUNKED"}     # numbers that are no limits

@@ -48,7 +48,7 @@ def test_nothing_imports_the_service_and_the_check_imports_no_sibling():
     assert {name: graph[name] for name in alone} == dict.fromkeys(alone, set())
     assert (graph["webserver"], graph["tls"]) == ({"messages"}, {"messages", "webserver"})
     assert (graph["migration_lock"], graph["dbfile"]) == ({"supervision"}, {"migration_lock"})
-    assert graph["openmetrics"] == {"exposition"}
+    assert graph["openmetrics"] == graph["latency"] == {"exposition"}
     assert graph["seed"] == {"csv_mapping", "dbfile", "rollups"}
 
 
