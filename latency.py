@@ -17,7 +17,7 @@ import time
 
 from exposition import quantile, ratio, rounded
 
-BOUNDS = (.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1.0, 2.5, 5.0, 10.0)  # s, the upper ones of all buckets but the last
+BOUNDS = (.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1.0, 2.5, 5.0, 10.0)  # s, of all buckets but the last
 SLOT_SECONDS = 10
 SLOTS = 30              # that are over and count as the last five minutes, with the one that is not: 300 to 310 s
 BOOTTIME = getattr(time, "CLOCK_BOOTTIME", 7)   # Linux's number; Python 3.6 has no name for it

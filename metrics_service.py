@@ -53,7 +53,7 @@ import schema_check
 import supervision
 import webserver
 from eventlog import NAME, Log, errno_reason, event, install
-from exposition import instant, quantile, ratio, rounded, unix_time
+from exposition import instant, rounded, unix_time
 from schema_check import Finding
 from store import REASONS, Snapshot, Store, Trouble, in_force
 

@@ -197,7 +197,8 @@ def test_the_command_of_the_page_prints_the_line_of_the_page(fake):
 
 
 @pytest.mark.parametrize("count, p95, code, told", [
-    (20, 0.5, 0, "p95 0.500 s for /metrics, 20 in five minutes, limit 0.5 s;"), (19, 9.0, 0, "p95 not enough data: 19 in five minutes"),
+    (20, 0.5, 0, "p95 0.500 s for /metrics, 20 in five minutes, limit 0.5 s;"),
+    (19, 9.0, 0, "p95 not enough data: 19 in five minutes"),
     (20, 0.75, 2, "p95 slow_answers: 0.750 s for /metrics, 20 in five minutes, limit 0.5 s (docs/runbook.md#slow_answers)")])
 def test_the_latency_thresholds_of_the_page_judge_what_everybody_met(fake, count, p95, code, told):
     document = metrics(requests=dict(metrics()["requests"], latency_seconds={

@@ -54,7 +54,8 @@ def stale():
 # Nagios: states
 
 HEALTHY = ("metrics_service OK: metrics 3 shipments, 2 open, 1 overdue; latency T s, limit 1 s | latency=Ts;;1;0;10 "
-           "p95=0.004s;;;0 query_p95=0.001s;;;0 shipments_total=3;;;0 shipments_open=2;;;0 shipments_overdue=1;;;0 newest_change_age=5s requests=1c;;;0 "
+           "p95=0.004s;;;0 query_p95=0.001s;;;0 "
+           "shipments_total=3;;;0 shipments_open=2;;;0 shipments_overdue=1;;;0 newest_change_age=5s requests=1c;;;0 "
            "log_errors=0c;;;0 uptime=Ts;;;0\n")
 
 
@@ -334,7 +335,8 @@ def test_what_others_write_cannot_end_the_text_or_add_lines_and_data(fake):
     assert not [line for line in output.splitlines()[1:] if "|" in line or not line.startswith("  ")]
 
 
-SLOW = metrics(requests={"total": 1, "latency_seconds": {"last_5_minutes": {"by_route": {"/metrics": {"count": 99, "p95": 0.75}}}}})
+SLOW = metrics(requests={"total": 1, "latency_seconds": {
+    "last_5_minutes": {"by_route": {"/metrics": {"count": 99, "p95": 0.75}}}}})
 SLOW_LINE = "slow_answers: 0.750 s for /metrics, 99 in five minutes, limit 0.5 s"
 
 

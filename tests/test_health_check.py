@@ -594,7 +594,8 @@ def queries(count, p95):
 @pytest.mark.parametrize("blocks, expected", [
     (dict(metrics=(20, 0.5)), ("ok", None, "0.500 s for /metrics, 20 in five minutes, limit 0.5 s")),
     (dict(metrics=(20, 0.501)), ("failing", "slow_answers", "0.501 s for /metrics, 20 in five minutes, limit 0.5 s")),
-    (dict(livez=(9000, 0.001), metrics=(31, 2)), ("failing", "slow_answers", "2.000 s for /metrics, 31 in five minutes, limit 0.5 s")),
+    (dict(livez=(9000, 0.001), metrics=(31, 2)),
+     ("failing", "slow_answers", "2.000 s for /metrics, 31 in five minutes, limit 0.5 s")),
     (dict(livez=(9000, 0.001), metrics=(19, 2.0)), ("ok", None, "0.001 s for /livez, 9000 in five minutes, limit 0.5 s")),
     (dict(metrics=(19, 2.0), readyz=(3, 9.0)), ("ok", None, "not enough data: 19 in five minutes, it takes 20")),
     ({}, ("ok", None, "not enough data: 0 in five minutes, it takes 20"))])
@@ -622,7 +623,8 @@ def test_a_service_that_does_not_tell_percentiles_yet_is_told_apart(fake, check,
     url = fake(healthy(metrics=answer(document))).url
     code, checks = check(url, "--max-p95", "1", "--max-query-p95", "1")
     assert code == 1 and checks["metrics"][0] == "ok"
-    assert checks["p95"] == checks["query_p95"] == ("unknown", None, "release 0.0.9 of the service does not tell it, a later one does")
+    told = "release 0.0.9 of the service does not tell it, a later one does"
+    assert checks["p95"] == checks["query_p95"] == ("unknown", None, told)
     assert check(url)[0] == 0
 
 
