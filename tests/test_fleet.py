@@ -1,0 +1,160 @@
+"""Twenty services and one real Prometheus with the files of deploy/: what it counts, whom it finds broken, how it heals."""
+
+import os
+import re
+
+import pytest
+
+import openmetrics
+from conftest import DEADLINE, wait_for
+from fleet import FAULTS, JOB, PATIENCE, Fleet, Prometheus, available, install, totals
+
+MEMBERS = 20
+KILLED, BROKEN = FAULTS["killed"].place, FAULTS["no database"].place
+TROUBLES = ("up{job='%s'} == 0", "logistics_up == 0", "logistics_stale == 1", "logistics_log_fallback == 1")   # as in FAULTS
+SUMS = {
+    "shipments": ("status", "sum by (status) (logistics_shipments) > 0"),
+    "overdue": ("", "sum(logistics_overdue_shipments)"),
+    "deliveries": ("outcome", "sum by (outcome) (logistics_delivered_shipments) > 0"),
+    "transits": ("", "sum(logistics_transit_seconds_count)"),
+}
+
+
+def hasten(name, text):
+    """The shipped text with a second where it has more."""
+    if name == "prometheus.yml":
+        return re.sub(r"^( *(?:scrape_interval|scrape_timeout|evaluation_interval)): \d+s$", r"\1: 1s", text, flags=re.MULTILINE)
+    return re.sub(r"^( *(?:for|interval|keep_firing_for)): *\d+[smh]$", r"\1: 1s", text, flags=re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory):
+    if not available() and not os.environ.get("CI"):
+        pytest.skip("prometheus and promtool are not installed")
+    fleet = Fleet(tmp_path_factory.mktemp("fleet"), MEMBERS)
+    try:
+        fleet.start()
+        yield fleet
+    finally:
+        fleet.end()
+
+
+@pytest.fixture(scope="module")
+def prometheus(fleet, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("prometheus")
+    server = Prometheus(install(fleet, folder, hasten), folder).start()
+    try:
+        wait_for(lambda: up(server) == dict.fromkeys(instances(fleet), 1), "all to be scraped", PATIENCE)
+        yield server
+    finally:
+        server.end()
+
+
+def instances(fleet, without=()):
+    return {member.instance for place, member in enumerate(fleet.members) if place not in without}
+
+
+def up(prometheus, name="up"):
+    return prometheus.by("instance", '%s{job="%s"}' % (name, JOB))
+
+
+def counted(prometheus):
+    """The totals of the fleet as Prometheus has them."""
+    return {name: prometheus.by(label, expression) for name, (label, expression) in SUMS.items()}
+
+
+def wait_for_totals(prometheus, fleet, without=()):
+    """Until they are those of the databases at the very moments that the figures are of."""
+    members = [member for place, member in enumerate(fleet.members) if place not in without]
+    found = {}
+
+    def equal():
+        moments = up(prometheus, "logistics_last_success_timestamp_seconds")
+        found.update(sql=totals({member.database: moments[member.instance] for member in members}), promql=counted(prometheus))
+        return found["sql"] == found["promql"]
+    try:
+        wait_for(equal, "the totals", DEADLINE)
+    except AssertionError:
+        assert found["promql"] == found["sql"]
+
+
+def test_every_instance_is_up_with_figures(prometheus, fleet):
+    assert up(prometheus) == up(prometheus, "logistics_up") == dict.fromkeys(instances(fleet), 1)
+    targets = prometheus.api("targets", state="active")["activeTargets"]
+    assert [target["lastError"] for target in targets] == [""] * MEMBERS
+    assert {target["labels"]["region"] for target in targets} == {"north", "south"}
+
+
+def test_the_one_with_a_password_and_tls_is_scraped_by_the_block_that_is_shipped_as_a_comment(prometheus, fleet):
+    (target,) = [target for target in prometheus.api("targets")["activeTargets"] if target["scrapePool"] == "secure"]
+    assert target["scrapeUrl"] == "https://%s/metrics" % fleet.members[-1].instance
+    assert (target["health"], target["labels"]["job"]) == ("up", JOB)
+
+
+def test_a_scrape_has_every_sample_of_the_answer(prometheus, fleet):
+    def sent():
+        answers = {member.instance: member.request("/metrics?format=openmetrics")[2].decode() for member in fleet.plain}
+        return {name: sum(line[0] != "#" for line in answer.splitlines()) for name, answer in answers.items()}
+
+    def same():
+        found = [up(prometheus, "scrape_samples_" + kind) for kind in ("scraped", "post_metric_relabeling")]
+        return all({name: kind[name] for name in sent()} == sent() for kind in found)
+    wait_for(same, "the number of samples to be that of the answer")
+
+
+def test_openmetrics_was_negotiated_for_its_units_arrive(prometheus, fleet):
+    told = prometheus.api("targets/metadata", match_target='{job="%s"}' % JOB)
+    assert {(row["metric"], row["type"], row["unit"], row["help"]) for row in told} == {
+        (family.name, family.kind, family.unit, family.help) for family in openmetrics.FAMILIES}
+    assert len({row["target"]["instance"] for row in told}) == MEMBERS
+
+
+def test_the_totals_of_the_fleet_are_those_of_its_databases(prometheus, fleet):
+    wait_for_totals(prometheus, fleet)
+    assert all(sum(numbers.values()) > 10 * MEMBERS for numbers in counted(prometheus).values())
+
+
+def troubles(prometheus):
+    """Whom each of TROUBLES is true of."""
+    return [set(prometheus.by("instance", trouble.replace("%s", JOB))) for trouble in TROUBLES]
+
+
+@pytest.fixture(scope="module")
+def hurt(prometheus, fleet):
+    """The fleet with all of FAULTS."""
+    for fault in FAULTS.values():
+        fault.begin(fleet.members[fault.place])
+    wait_for(lambda: all(troubles(prometheus)), "the four to be seen", PATIENCE)
+    return fleet
+
+
+def test_killed_and_broken_are_told_apart(prometheus, hurt):
+    killed, broken = hurt.members[KILLED].instance, hurt.members[BROKEN].instance
+    assert troubles(prometheus)[:2] == [{killed}, {broken}]
+    assert set(up(prometheus, "logistics_up")) == instances(hurt, [KILLED])
+    assert prometheus.by("instance", 'logistics_database_trouble{reason="missing"} == 1') == {broken: 1}
+
+
+def test_the_totals_are_then_those_of_the_others(prometheus, hurt):
+    wait_for_totals(prometheus, hurt, without=[KILLED, BROKEN])
+
+
+def test_each_of_the_four_has_its_alert_and_its_name(prometheus, hurt):
+    wanted = {(fault.alert, hurt.members[fault.place].instance) for fault in FAULTS.values()}
+    wait_for(lambda: wanted <= prometheus.alerts()["firing"], "the four alerts", PATIENCE)
+    named = {fault.alert for fault in FAULTS.values()}
+    assert {alert for alert in prometheus.alerts()["firing"] if alert[0] in named} == wanted
+
+
+def test_what_is_mended_heals_by_itself(prometheus, hurt):
+    for fault in FAULTS.values():
+        fault.heal(hurt.members[fault.place])
+    wait_for(lambda: not any(troubles(prometheus)), "the fleet to heal", PATIENCE)
+    assert up(prometheus, "logistics_up") == dict.fromkeys(instances(hurt), 1)
+    wait_for_totals(prometheus, hurt)
+    named = {fault.alert for fault in FAULTS.values()}
+    wait_for(lambda: not named & {name for name, _ in prometheus.alerts()["firing"]}, "the alerts to end", PATIENCE)
+
+
+def test_nothing_was_refused_or_dropped(prometheus):
+    assert prometheus.complaints() == []
