@@ -11,6 +11,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -115,7 +116,7 @@ Fault = namedtuple("Fault", "place alert begin heal")       # place: of the memb
 FAULTS = {
     "killed": Fault(3, "MetricsServiceDown", Member.kill, Member.restart),
     "no database": Fault(7, "MetricsDatabaseDown", Member.take_database, Member.return_database),
-    "locked": Fault(11, "MetricsStale", Member.lock, Member.unlock),
+    "locked": Fault(11, "MetricsFiguresStale", Member.lock, Member.unlock),
     "no log": Fault(15, "MetricsLogFallback", Member.block_log, Member.free_log),
 }
 
@@ -218,6 +219,12 @@ class Prometheus:
         wait_for(self.ready, "Prometheus to be ready", PATIENCE)
         return self
 
+    def backfill(self, text):
+        """Puts samples of the past, in OpenMetrics, into the data that it will start with."""
+        (self.folder / "past").write_text(text)
+        subprocess.run(["promtool", "tsdb", "create-blocks-from", "openmetrics", "past", "data"], cwd=str(self.folder),
+                       check=True, stdout=subprocess.DEVNULL)
+
     def ready(self):
         assert self.process.poll() is None, self.log.read_text()
         with contextlib.suppress(OSError):
@@ -246,6 +253,14 @@ class Prometheus:
         if answer["resultType"] == "scalar":
             return [({}, float(answer["result"][1]))]
         return [(row["metric"], float(row["value"][1])) for row in answer["result"]]
+
+    def drawn(self, expression, instant):
+        """Whether a panel shows something: a number, now or within the last half a minute."""
+        if instant:
+            return any(value == value for _, value in self.query(expression))
+        now = time.time()
+        answer = self.api("query_range", query=expression, start=now - 30, end=now, step=1)
+        return any(value != "NaN" for row in answer["result"] for _, value in row["values"])
 
     def by(self, label, expression):
         """{value of the label: number}; '' where there is no label."""

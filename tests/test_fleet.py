@@ -2,14 +2,17 @@
 
 import os
 import re
+import time
 
 import pytest
 
 import openmetrics
+import test_grafana
 from conftest import DEADLINE, wait_for
 from fleet import FAULTS, JOB, PATIENCE, Fleet, Prometheus, available, install, totals
 
 MEMBERS = 20
+BROKEN_TABLE = "Broken hosts, and why"
 KILLED, BROKEN = FAULTS["killed"].place, FAULTS["no database"].place
 TROUBLES = ("up{job='%s'} == 0", "logistics_up == 0", "logistics_stale == 1", "logistics_log_fallback == 1")   # as in FAULTS
 SUMS = {
@@ -27,6 +30,16 @@ def hasten(name, text):
     return re.sub(r"^( *(?:for|interval|keep_firing_for)): *\d+[smh]$", r"\1: 1s", text, flags=re.MULTILINE)
 
 
+def past_deliveries():
+    """What job_outcome:logistics_deliveries:increase1h would be, had the fleet run for hours."""
+    hour = int(time.time()) // 3600 * 3600
+    lines = ["# TYPE job_outcome:logistics_deliveries:increase1h gauge"]
+    for outcome, number in (("late", 1), ("on_time", 3)):
+        lines += ['job_outcome:logistics_deliveries:increase1h{job="%s",outcome="%s"} %d %d' % (JOB, outcome, number, moment)
+                  for moment in range(hour - 6 * 3600, hour - 3600, 3600)]
+    return "\n".join(lines + ["# EOF", ""])
+
+
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory):
     if not available() and not os.environ.get("CI"):
@@ -42,12 +55,25 @@ def fleet(tmp_path_factory):
 @pytest.fixture(scope="module")
 def prometheus(fleet, tmp_path_factory):
     folder = tmp_path_factory.mktemp("prometheus")
-    server = Prometheus(install(fleet, folder, hasten), folder).start()
+    server = Prometheus(install(fleet, folder, hasten), folder)
+    server.backfill(past_deliveries())
+    server.start()
     try:
         wait_for(lambda: up(server) == dict.fromkeys(instances(fleet), 1), "all to be scraped", PATIENCE)
         yield server
     finally:
         server.end()
+
+
+def empty_panels(prometheus, instance):
+    """Titles of the panels with an expression that shows nothing, as Grafana asks it for this choice of hosts."""
+    found = set()
+    for panel in test_grafana.PANELS:
+        for target in panel["targets"]:
+            text = target["expr"].replace("$job", JOB).replace("$instance", instance).replace("$__rate_interval", "10s")
+            if not prometheus.drawn(text, target["instant"]):
+                found.add(panel["title"])
+    return found
 
 
 def instances(fleet, without=()):
@@ -63,19 +89,27 @@ def counted(prometheus):
     return {name: prometheus.by(label, expression) for name, (label, expression) in SUMS.items()}
 
 
-def wait_for_totals(prometheus, fleet, without=()):
-    """Until they are those of the databases at the very moments that the figures are of."""
-    members = [member for place, member in enumerate(fleet.members) if place not in without]
-    found = {}
+def settle(pair, deadline=PATIENCE):
+    """Until both that pair() gives are equal; shows in what they differ otherwise."""
+    found = []
 
     def equal():
-        moments = up(prometheus, "logistics_last_success_timestamp_seconds")
-        found.update(sql=totals({member.database: moments[member.instance] for member in members}), promql=counted(prometheus))
-        return found["sql"] == found["promql"]
+        found[:] = pair()
+        return found[0] == found[1]
     try:
-        wait_for(equal, "the totals", DEADLINE)
+        wait_for(equal, "both to be equal", deadline)
     except AssertionError:
-        assert found["promql"] == found["sql"]
+        assert found[0] == found[1]
+
+
+def check_totals(prometheus, fleet, without=()):
+    """They are those of the databases at the very moments that the figures are of."""
+    members = [member for place, member in enumerate(fleet.members) if place not in without]
+
+    def both():
+        moments = up(prometheus, "logistics_last_success_timestamp_seconds")
+        return totals({member.database: moments[member.instance] for member in members}), counted(prometheus)
+    settle(both)
 
 
 def test_every_instance_is_up_with_figures(prometheus, fleet):
@@ -92,14 +126,13 @@ def test_the_one_with_a_password_and_tls_is_scraped_by_the_block_that_is_shipped
 
 
 def test_a_scrape_has_every_sample_of_the_answer(prometheus, fleet):
-    def sent():
+    def both():
         answers = {member.instance: member.request("/metrics?format=openmetrics")[2].decode() for member in fleet.plain}
-        return {name: sum(line[0] != "#" for line in answer.splitlines()) for name, answer in answers.items()}
-
-    def same():
-        found = [up(prometheus, "scrape_samples_" + kind) for kind in ("scraped", "post_metric_relabeling")]
-        return all({name: kind[name] for name in sent()} == sent() for kind in found)
-    wait_for(same, "the number of samples to be that of the answer")
+        sent = {name: sum(line[0] != "#" for line in answer.splitlines()) for name, answer in answers.items()}
+        kept = up(prometheus, "scrape_samples_post_metric_relabeling")
+        assert kept == up(prometheus, "scrape_samples_scraped")
+        return {name: kept[name] for name in sent}, sent
+    settle(both)
 
 
 def test_openmetrics_was_negotiated_for_its_units_arrive(prometheus, fleet):
@@ -110,13 +143,19 @@ def test_openmetrics_was_negotiated_for_its_units_arrive(prometheus, fleet):
 
 
 def test_the_totals_of_the_fleet_are_those_of_its_databases(prometheus, fleet):
-    wait_for_totals(prometheus, fleet)
+    check_totals(prometheus, fleet)
     assert all(sum(numbers.values()) > 10 * MEMBERS for numbers in counted(prometheus).values())
 
 
 def troubles(prometheus):
     """Whom each of TROUBLES is true of."""
     return [set(prometheus.by("instance", trouble.replace("%s", JOB))) for trouble in TROUBLES]
+
+
+def test_the_dashboard_shows_a_fleet_that_is_well(prometheus, fleet):
+    settle(lambda: (empty_panels(prometheus, ".*") - {"Alerts"}, {BROKEN_TABLE}))
+    assert prometheus.query('job:logistics_deliveries_on_time:ratio_increase1d') == [(
+        {"__name__": "job:logistics_deliveries_on_time:ratio_increase1d", "job": JOB}, .75)]
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +175,7 @@ def test_killed_and_broken_are_told_apart(prometheus, hurt):
 
 
 def test_the_totals_are_then_those_of_the_others(prometheus, hurt):
-    wait_for_totals(prometheus, hurt, without=[KILLED, BROKEN])
+    check_totals(prometheus, hurt, without=[KILLED, BROKEN])
 
 
 def test_each_of_the_four_has_its_alert_and_its_name(prometheus, hurt):
@@ -146,12 +185,22 @@ def test_each_of_the_four_has_its_alert_and_its_name(prometheus, hurt):
     assert {alert for alert in prometheus.alerts()["firing"] if alert[0] in named} == wanted
 
 
+def test_the_dashboard_shows_what_is_broken_and_why(prometheus, hurt):
+    assert empty_panels(prometheus, ".*") == set()
+    assert empty_panels(prometheus, re.escape(hurt.members[0].instance)) == set()
+    (table,) = [panel for panel in test_grafana.PANELS if panel["title"] == BROKEN_TABLE]
+    rows = prometheus.query(table["targets"][0]["expr"].replace("$job", JOB))
+    reasons = zip(FAULTS.values(), ("no_answer", "missing", "locked", "log_fallback"))
+    assert {(labels["instance"], labels["reason"]) for labels, _ in rows} == {
+        (hurt.members[fault.place].instance, reason) for fault, reason in reasons}
+
+
 def test_what_is_mended_heals_by_itself(prometheus, hurt):
     for fault in FAULTS.values():
         fault.heal(hurt.members[fault.place])
     wait_for(lambda: not any(troubles(prometheus)), "the fleet to heal", PATIENCE)
     assert up(prometheus, "logistics_up") == dict.fromkeys(instances(hurt), 1)
-    wait_for_totals(prometheus, hurt)
+    check_totals(prometheus, hurt)
     named = {fault.alert for fault in FAULTS.values()}
     wait_for(lambda: not named & {name for name, _ in prometheus.alerts()["firing"]}, "the alerts to end", PATIENCE)
 
