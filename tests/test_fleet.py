@@ -7,9 +7,10 @@ import time
 import pytest
 
 import openmetrics
+import test_fleet_page
 import test_grafana
 from conftest import DEADLINE, wait_for
-from fleet import FAULTS, JOB, PATIENCE, Fleet, Prometheus, available, install, totals
+from fleet import FAULTS, JOB, PATIENCE, SHIPPED, Fleet, Prometheus, available, install, totals
 
 MEMBERS = 20
 BROKEN_TABLE = "Broken hosts, and why"
@@ -18,7 +19,7 @@ TROUBLES = ("up{job='%s'} == 0", "logistics_up == 0", "logistics_stale == 1", "l
 SUMS = {
     "shipments": ("status", "sum by (status) (logistics_shipments) > 0"),
     "overdue": ("", "sum(logistics_overdue_shipments)"),
-    "deliveries": ("outcome", "sum by (outcome) (logistics_delivered_shipments) > 0"),
+    "deliveries": ("outcome", "sum by (outcome) (logistics_deliveries_total) > 0"),
     "transits": ("", "sum(logistics_transit_seconds_count)"),
 }
 
@@ -145,6 +146,8 @@ def test_openmetrics_was_negotiated_for_its_units_arrive(prometheus, fleet):
 def test_the_totals_of_the_fleet_are_those_of_its_databases(prometheus, fleet):
     check_totals(prometheus, fleet)
     assert all(sum(numbers.values()) > 10 * MEMBERS for numbers in counted(prometheus).values())
+    assert prometheus.by("outcome", "sum by (outcome) (logistics_delivered_shipments) > 0") == counted(prometheus)["deliveries"]
+    assert prometheus.by("status", "job_status:logistics_shipments:sum > 0") == counted(prometheus)["shipments"]
 
 
 def troubles(prometheus):
@@ -156,6 +159,20 @@ def test_the_dashboard_shows_a_fleet_that_is_well(prometheus, fleet):
     settle(lambda: (empty_panels(prometheus, ".*") - {"Alerts"}, {BROKEN_TABLE}))
     assert prometheus.query('job:logistics_deliveries_on_time:ratio_increase1d') == [(
         {"__name__": "job:logistics_deliveries_on_time:ratio_increase1d", "job": JOB}, .75)]
+
+
+def test_as_many_series_are_recorded_for_a_host_as_the_page_counts_on(prometheus, fleet):
+    number = 'count by (instance) ({__name__=~"instance.*:.+",job="%s"})' % JOB
+    settle(lambda: (prometheus.by("instance", number), dict.fromkeys(instances(fleet), test_fleet_page.recorded_series())))
+
+
+def test_the_federation_of_the_page_has_the_records_of_the_fleet_and_of_no_host(prometheus):
+    _, snippet = test_fleet_page.snippets(test_fleet_page.FLEET, "yaml")
+    (match,) = re.findall(r"match\[\]: \['(.*)'\]", snippet)
+    names = set(re.findall(r"^([a-z_0-9:]+)\{", prometheus.fetch("/federate", **{"match[]": match}), re.MULTILINE))
+    recorded = re.findall(r"record: (\S+)", (SHIPPED / "recording.yml").read_text())
+    assert names and names <= {name for name in recorded if not name.startswith("instance")}
+    assert {"job_status:logistics_shipments:sum", "job:up:count"} <= names
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,6 @@ SAMPLES = {"counter": ["_total"], "info": ["_info"], "gauge": [""], "summary": [
            "histogram": ["_bucket", "_sum", "_count"]}
 KINDS = {"stat", "table", "timeseries", "bargauge"}     # that Grafana 9 and 10 have of their own
 UNITS = {"short", "none", "percentunit", "s", "reqps", "bytes"}
-WORST_NAME = "\U0001f69a" * openmetrics.LABEL_MAX
 
 
 def known_names():
