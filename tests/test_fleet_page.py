@@ -172,3 +172,35 @@ def test_promtool_takes_the_federation(tmp_path):
     config = tmp_path / "prometheus.yml"
     config.write_text("scrape_configs:\n" + snippets(FLEET, "yaml")[1])
     assert promtool("check", "config", str(config)) == 0
+
+
+def section(title):
+    """The text under a heading of the integrations' page, up to the next of its level."""
+    return re.search(r"^## %s\n(.*?)(?=^## |\Z)" % title, INTEGRATIONS, re.DOTALL | re.MULTILINE).group(1)
+
+
+def run_commands(title, word, folder, paths):
+    """Runs those of the section's snippet with the word but systemctl's, as though the folder were the root."""
+    (commands,) = [text for text in snippets(section(title), "bash") if word in text]
+    for path in paths:
+        (folder / path).mkdir(parents=True)
+        commands = commands.replace(" /" + path, " %s/%s" % (folder, path))
+    assert " /" not in commands.replace(" %s/" % folder, "")
+    commands = re.sub(r"^systemctl (?:reload prometheus|restart grafana-server)$", "", commands, flags=re.MULTILINE)
+    subprocess.run(["bash", "-euc", commands], cwd=str(ROOT), check=True, stdout=subprocess.DEVNULL)
+
+
+def test_the_commands_of_the_page_install_a_config_that_prometheus_takes(tmp_path):
+    run_commands("Prometheus", "promtool check config", tmp_path, ["etc/prometheus"])
+    (targets,) = snippets(section("Prometheus"), "json")
+    (tmp_path / "etc/prometheus/targets/more.json").write_text(targets)
+    assert promtool("check", "config", str(tmp_path / "etc/prometheus/prometheus.yml")) == 0
+
+
+def test_the_commands_of_the_page_put_the_dashboard_where_grafana_is_told_to_look(tmp_path):
+    run_commands("Grafana", "grafana-server", tmp_path, ["var/lib/grafana", "etc/grafana"])
+    provider = (tmp_path / "etc/grafana/provisioning/dashboards/metrics_service.yml").read_text()
+    path = re.search(r"path: /(\S+)", provider).group(1)
+    assert json.loads((tmp_path / path / "metrics_service.json").read_text())["uid"] == "metrics-service"
+    source = (tmp_path / "etc/grafana/provisioning/datasources/metrics_service.yml").read_text()
+    assert int(re.search(r"timeInterval: (\d+)s", source).group(1)) == setting("scrape_interval")
