@@ -46,7 +46,8 @@ def samples(text):
 
 def table():
     """The header of the arithmetic's table, and its rows, as lists of cells."""
-    lines = [line.strip("| ").split(" | ") for line in FLEET.splitlines() if line.startswith("|")]
+    (text,) = re.findall(r"^\| \d+ hosts .*?\n\n", FLEET, re.DOTALL | re.MULTILINE)
+    lines = [line.strip("| ").split(" | ") for line in text.strip().splitlines()]
     return lines[0], lines[2:]
 
 
@@ -94,6 +95,15 @@ def test_three_thousand_hosts_fit_as_the_page_says(tmp_path):
 def test_the_bytes_on_the_wire_are_about_those_of_the_page(tmp_path):
     sizes = [len(gzip.compress(answer(tmp_path, number).encode())) for number in (10, 200)]
     assert "about 3 and 5 kB on the wire" in FLEET and [round(size / 1000) for size in sizes] == [3, 5]
+
+
+def test_the_times_to_an_alert_are_those_of_the_shipped_rules():
+    rules = (SHIPPED / "alerts.yml").read_text()
+    rows = re.findall(r"^\| [^|]+ \| `(Metrics\w+)` \| (\d+) s \| (\d+) s \|$", FLEET, re.MULTILINE)
+    assert len(rows) == 4
+    for name, pending, firing in rows:
+        wait = re.search(r"alert: %s\n.*?^    for: (\d+)m$" % name, rules, re.DOTALL | re.MULTILINE).group(1)
+        assert abs(int(firing) - int(pending) - 60 * int(wait)) <= 15
 
 
 @pytest.fixture
