@@ -157,7 +157,7 @@ def test_an_empty_inventory_takes_no_host_away(tmp_path):
 
 def test_the_cron_line_has_a_user_and_the_folder_of_the_config():
     (line,) = snippets(FLEET, "cron")
-    assert re.fullmatch(r"\*/5 \* \* \* \*  root  cd /etc/prometheus && python3 make_targets.py\n", line)
+    assert re.fullmatch(r"\*/5 \* \* \* \*  root  cd /etc/prometheus && python3 make_targets\n", line)
 
 
 def test_each_host_is_in_one_shard_and_promtool_takes_them_all(tmp_path):
