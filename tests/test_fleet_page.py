@@ -1,4 +1,4 @@
-"""docs/fleet.md and the monitoring sections of docs/integrations.md: what stands there is run, and its numbers worked out anew."""
+"""docs/fleet.md, and Prometheus and Grafana in docs/integrations.md: what stands there is run, its numbers worked out anew."""
 
 import gzip
 import json
@@ -108,7 +108,7 @@ def test_the_times_to_an_alert_are_those_of_the_shipped_rules():
 
 @pytest.fixture
 def worst(tmp_path):
-    """What no database and no client can exceed: all carriers and reasons of the longest names, every status code for each route."""
+    """What no database and no client can exceed: the longest names of carriers and reasons, every status code of each route."""
     codes = re.findall(r"^\| `(\d{3})`", (ROOT / "docs" / "http.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert len(codes) > 15
     names = ["%03d" % number + "\U0001f69a" * openmetrics.LABEL_MAX for number in range(200)]
