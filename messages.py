@@ -43,8 +43,9 @@ CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 CHUNK_BEGUN = re.compile(rb"[0-9A-Fa-f]*[ \t]*(?:;%s)?\r?" % VALUE)
 CHUNK = re.compile(rb"0*([0-9A-Fa-f]{1,8})(?:[ \t]*;%s)?\r\n" % VALUE)
 CHUNK_LINE_MAX = 256    # bytes of a chunk's size and extensions
+REQUEST_ID = re.compile("[A-Za-z0-9._:/+=@-]{1,128}")   # of a client's, that it may stand in a line, a header and a command
 
-Head = collections.namedtuple("Head", "method path query headers line http10 keep body expects https")
+Head = collections.namedtuple("Head", "method path query headers line http10 keep body expects https request_id")
 CHUNKED = -1            # Head.body of a chunked one, else its length
 
 
@@ -189,6 +190,12 @@ def read_line(data):
     return method, target, minor == "0", line.end()
 
 
+def read_request_id(fields):
+    """The client's own name for its request, None without a good one: of two nobody knows which is meant."""
+    given = fields.get("x-request-id", ())
+    return given[0] if len(given) == 1 and REQUEST_ID.fullmatch(given[0]) else None
+
+
 def read_head(data):
     """The Head that these bytes are, up to and with the empty line. Raises Refusal."""
     method, target, http10, line_end = read_line(data)
@@ -201,7 +208,8 @@ def read_head(data):
     keep = "close" not in options and (not http10 or "keep-alive" in options)
     return Head(method, path, urllib.parse.parse_qs(query, keep_blank_values=True),
                 {name: ", ".join(values) for name, values in fields.items()},
-                data[:line_end - 2].decode("latin-1"), http10, keep and not expects, body, expects, target[:5].lower() == "https")
+                data[:line_end - 2].decode("latin-1"), http10, keep and not expects, body, expects, target[:5].lower() == "https",
+                read_request_id(fields))
 
 
 def check_size(data, size):
@@ -330,9 +338,10 @@ def json_answer(status, document, content_type="application/json", fields=()):
     return Response(status, content_type, json_body(document), fields)
 
 
-def problem(status, detail, fields=(), **members):
-    """A problem+json Response: the status in words, the detail as a sentence or None, further members as they are."""
+def problem(status, detail, request_id, fields=(), **members):
+    """A problem+json Response: the status in words, the detail as a sentence or None, the request, further members as they are."""
     phrase = phrase_of(status)
-    document = {"type": "about:blank", "title": phrase, "status": int(status), "detail": detail or phrase}
+    document = {"type": "about:blank", "title": phrase, "status": int(status), "detail": detail or phrase,
+                "request_id": request_id}
     document.update(members)
     return json_answer(int(status), document, "application/problem+json", fields)

@@ -52,7 +52,7 @@ import openmetrics
 import schema_check
 import supervision
 import webserver
-from eventlog import NAME, Log, errno_reason, event, install
+from eventlog import NAME, Log, caused_by, errno_reason, event, install
 from exposition import instant, rounded, unix_time
 from schema_check import Finding
 from store import REASONS, Snapshot, Store, Trouble, in_force
@@ -119,6 +119,9 @@ SETTINGS = (
     Setting("log_file", None, file_path, "a file this user may write; unset means stdout"),
     Setting("log_format", "text", choice("text", "json"), "text or json"),
     Setting("log_level", "info", choice("debug", "info", "warning", "error"), "debug, info, warning or error"),
+    Setting("access_log", "off", choice("off", "on"), "off or on"),
+    Setting("slow_request_seconds", 1.0, number(float, 0, 3600), "a number of seconds, such as 1; 0 reports none"),
+    Setting("slow_query_seconds", 0.5, number(float, 0, 3600), "a number of seconds, such as 0.5; 0 reports none"),
     Setting("pid_file", os.path.join(FOLDER, NAME + ".pid"), file_path, "a file in a folder this user may write"),
     Setting("query_timeout", 2.0, number(float, 0.1, 30), "a number of seconds, such as 2"),
     Setting("stale_seconds", 60.0, number(float, 0, 3600), "a number of seconds, such as 60"),
@@ -193,7 +196,7 @@ def read_settings(env_file):
 
 
 def start_log(settings):
-    return install(Log(settings.log_file, settings.log_format, settings.log_level))
+    return install(Log(settings.log_file, settings.log_format, settings.log_level, VERSION))
 
 
 # Service: the routes, and what it counts of itself
@@ -201,17 +204,14 @@ def start_log(settings):
 class Traffic:
     """Requests answered, by route and status code, and by latency."""
 
-    def __init__(self, log):
+    def __init__(self):
         self.lock = threading.Lock()
         self.routes, self.latencies = collections.Counter(), collections.defaultdict(latency.Latency)
-        self.verbose = log.threshold <= logging.DEBUG  # asked once: a record that nobody writes costs as much as an answer
 
-    def observe(self, route, line, status, seconds):
+    def observe(self, route, status, seconds):
         with self.lock:
             self.routes[route, status] += 1
             self.latencies[route].observe(seconds)
-        if self.verbose:
-            event(logging.DEBUG, "request", line=line, status=status, seconds=round(seconds, 6))
 
     def by_code(self):
         codes = collections.Counter()
@@ -258,12 +258,13 @@ Wanted = collections.namedtuple("Wanted", "form zipped history")    # what one a
 class Service:
     """The application behind the server: one function a route, one place that turns trouble into a status code."""
 
-    def __init__(self, log, store, credentials=None, certificate_end=None):
+    def __init__(self, log, store, credentials=None, certificate_end=None, access_log=False, slow_seconds=0):
         self.log, self.store, self.credentials, self.certificate_end = log, store, credentials, certificate_end
+        self.access_log, self.slow_seconds = access_log, slow_seconds or float("inf")
         self.refusal = None               # (time, why) of the last reload, where it was refused
         self.instance = os.urandom(16).hex()  # new at every start: how a restart proves that the new one answers
         self.started, self.started_at = time.monotonic(), time.time()
-        self.traffic = Traffic(log)
+        self.traffic = Traffic()
         self.server = None                # webserver.Server, once there is one
         self.rendering = threading.Lock()
         self.rendered = None, {}          # figures, and the answers made of them by what was Wanted
@@ -272,21 +273,27 @@ class Service:
         self.routes = {"/metrics": self.metrics, "/livez": self.livez, "/readyz": self.readyz, "/healthz": self.readyz}
 
     def respond(self, request):
-        """The Response to any request; trouble and defects become problem documents here."""
+        """The Response to any request, whose id is in all that is logged on the way."""
+        with caused_by(route=request.path, request_id=request.id):
+            return self.answer_to(request)
+
+    def answer_to(self, request):
+        """The Response; trouble and defects become problem documents here."""
         try:
             refusal = self.challenge(request)
             if refusal and request.path not in self.open:
                 return refusal
             if request.path not in self.routes:
-                return messages.problem(404, "no such path; there are %s" % ", ".join(sorted(self.routes)))
+                return messages.problem(404, "no such path; there are %s" % ", ".join(sorted(self.routes)), request.id)
             return self.routes[request.path](request, trusted=not refusal)
         except Trouble as trouble:
             retry = [("Retry-After", "1")] if trouble.status == 503 else []
-            return messages.problem(trouble.status, trouble.detail, VARY + retry, reason=trouble.reason,
+            return messages.problem(trouble.status, trouble.detail, request.id, VARY + retry, reason=trouble.reason,
                                     runbook="docs/runbook.md#" + trouble.reason, **self.own_blocks())
         except Exception as error:  # a defect of ours must not cost the other requests
-            self.defect(error, method=request.method, route=request.path, user_agent=request.headers.get("user-agent", ""))
-            return messages.problem(500, "a defect in the service; its log has the details", reason="defect",
+            self.defect(error, request.id, method=request.method, client=request.address,
+                        user_agent=request.headers.get("user-agent"))
+            return messages.problem(500, "a defect in the service; its log has the details", request.id, reason="defect",
                                     runbook="docs/runbook.md#defect", service=self.service_document(),
                                     logging=self.log.document())
 
@@ -294,26 +301,47 @@ class Service:
         """The refusal of whoever needs a password and does not give a good one, else None."""
         if not self.credentials or request.path == "/livez":
             return None
-        verdict = self.credentials.verify(request.headers.get("authorization"), request.address)
+        given = request.headers.get("authorization")
+        verdict = self.credentials.verify(given, request.address)
         if verdict.allowed:
             return None
         status, detail, field = 401, "a user of METRICS_AUTH_FILE and the password are due", ("WWW-Authenticate", CHALLENGE)
         if verdict.retry_after:
             status, detail, field = 429, "too many wrong passwords; wait", ("Retry-After", str(verdict.retry_after))
-        return messages.problem(status, detail, [field], reason="credentials", runbook="docs/runbook.md#credentials")
+        if given is not None:   # without, a browser is about to ask for one
+            event(logging.WARNING, "login_failed", reason="credentials", status=status, client=request.address,
+                  user_agent=request.headers.get("user-agent"))
+        return messages.problem(status, detail, request.id, [field], reason="credentials",
+                                runbook="docs/runbook.md#credentials")
 
     def wait(self, request):
         """Whether the answer may have to wait for the database, or for a password's hash."""
         return request.path in self.slow or bool(self.credentials) and request.path != "/livez" and not self.credentials.recall(
             request.headers.get("authorization"))
 
-    def observe(self, path, line, status, seconds):
-        self.traffic.observe(path if path in self.routes else "other", line, status, seconds)
+    def observe(self, answered):
+        head, seconds = answered.head, answered.seconds
+        route = head.path if head and head.path in self.routes else "other"
+        self.traffic.observe(route, answered.status, seconds)
+        if self.access_log:
+            self.log.access(**self.access_fields(answered))
+        if seconds >= self.slow_seconds:
+            event(logging.WARNING, "slow_request", seconds=round(seconds, 6), method=head and head.method, route=route,
+                  status=answered.status, client=answered.address, request_id=answered.id)
 
-    def defect(self, error, **fields):
-        stack = "".join(traceback.format_exception(type(error), error, error.__traceback__))
-        words = "%s: %s" % (type(error).__name__, error)
-        event(logging.ERROR, "request_failed", reason="defect", error=words, stack=stack, **fields)
+    def access_fields(self, answered):
+        """What an access line says of an answer; of what was no request, its first line as it came."""
+        head, fields = answered.head, {"line": answered.line}
+        if head:
+            target = answered.line.split(" ")[1]
+            fields = {"method": head.method, "route": head.path or target, "query": target.partition("?")[2] or None}
+        return dict(fields, status=answered.status, bytes=answered.size, seconds=round(answered.seconds, 6),
+                    client=answered.address, user_agent=head and head.headers.get("user-agent"), request_id=answered.id)
+
+    def defect(self, error, request_id, **fields):
+        stack = traceback.format_exception(type(error), error, error.__traceback__)
+        event(logging.ERROR, "request_failed", reason="defect", error_type=type(error).__name__, error=stack[-1].strip(),
+              stack="".join(stack), request_id=request_id, **fields)
 
     def starved(self, error):
         if not error:
@@ -325,9 +353,10 @@ class Service:
     def metrics(self, request, trusted):
         history, form = self.history(request.query), self.form(request)
         if history is None:
-            return messages.problem(400, "history must be a whole number of hours from 1 to %d" % exposition.HISTORY_HOURS)
+            return messages.problem(400, "history must be a whole number of hours from 1 to %d" % exposition.HISTORY_HOURS,
+                                    request.id)
         if form is None:
-            return messages.problem(400, "format must be %s" % " or ".join(negotiation.FORMATS))
+            return messages.problem(400, "format must be %s" % " or ".join(negotiation.FORMATS), request.id)
         wanted = Wanted(form, negotiation.compressed(request.headers.get("accept-encoding", "")), history)
         try:
             snapshot = self.store.current(self.patience(request))
@@ -708,7 +737,7 @@ def check_port(settings):
 def open_store(settings):
     """The Store of the settings. Raises Refused where our own folder is incomplete."""
     try:
-        return Store(settings.db_path, settings.query_timeout, settings.stale_seconds)
+        return Store(settings.db_path, settings.query_timeout, settings.stale_seconds, slow_seconds=settings.slow_query_seconds)
     except (OSError, sqlite3.Error) as error:
         raise Refused([Finding("error", "%s is missing or damaged (%s): copy the whole folder again" % (
             schema_check.SCHEMA_FILE, error))])
@@ -848,7 +877,8 @@ class Life:
         self.env_file = env_file and os.path.abspath(env_file)
         self.handler, self.certificate_end = tls_of(settings)
         self.server = self.url = None   # once it listens
-        self.service = Service(log, store, credentials_of(settings), self.certificate_end)
+        self.service = Service(log, store, credentials_of(settings), self.certificate_end, settings.access_log == "on",
+                               settings.slow_request_seconds)
         self.manager = notify.Manager(os.environ, os.getpid())
         self.watch = notify.Watch(self.manager, lambda: self.service.words(self.url), self.silence, say_silence)
 
@@ -920,6 +950,7 @@ class Life:
     def go_on_as_new(self, lock):
         """Becomes the program that the files hold by now. Raises OSError, serving on, where that cannot be run."""
         try:
+            self.service.log.finish()
             state = json.dumps(self.server.freeze()).encode()
             if self.manager.period:
                 self.manager.tell(WATCHDOG=1)   # the new program has the whole period for its start
@@ -934,6 +965,7 @@ class Life:
         abandoned = self.server.stop(self.settings.drain_seconds)
         if abandoned:
             event(logging.WARNING, "requests_abandoned", count=abandoned, detail="not finished within METRICS_DRAIN_SECONDS")
+        self.service.log.finish()
         uptime = round(time.monotonic() - self.service.started, 1)
         event(logging.INFO, "service_stopped", uptime=uptime, abandoned=abandoned)
         return 0

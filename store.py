@@ -79,6 +79,11 @@ HOURS = "SELECT hour, created, delivered, on_time, late FROM rollup_hour WHERE h
 NEWEST_CHANGE = "SELECT max(updated_at) FROM shipments WHERE updated_at <= :now"
 FUTURE_CHANGES = "SELECT count(*) FROM (SELECT 1 FROM shipments WHERE updated_at > :now LIMIT %d)" % FUTURE_LIMIT
 
+QUERIES = {BOUNDS: "bounds", BY_STATUS: "by_status", LANES_BY_CARRIER: "lanes_by_carrier", LANES_BY_MODE: "lanes_by_mode",
+           TRANSIT_BY_CARRIER: "transit_by_carrier", TRANSIT_BY_MODE: "transit_by_mode", OVERDUE: "overdue",
+           EXCEPTIONS: "exceptions", HOURS: "hours", NEWEST_CHANGE: "newest_change", FUTURE_CHANGES: "future_changes",
+           schema_check.VERSION: "version"}     # what the log calls them
+
 # Reasons: what sqlite3 says is ambiguous, so the facts are looked at
 
 class Trouble(Exception):
@@ -178,16 +183,19 @@ def histograms(rows):
     return by_name
 
 
-def ask(connection, now):
-    """The exposition.Figures at the Unix time now. Raises sqlite3.Error."""
+def ask(connection, now, spent):
+    """The exposition.Figures at the Unix time now; into `spent` go the seconds of each query by its SQL. Raises sqlite3.Error."""
     bands = {"band%d" % i: hour_of(now - days * exposition.DAY) for i, (_, days) in enumerate(exposition.AGE_BANDS) if days}
     since = instant(now - (exposition.DAILY_DAYS - 1) * exposition.DAY)[:10]
     moment = dict(bands, now=instant(now), hour=hour_of(now), since=since)
 
     def rows(sql, shape=tuple):
         # Closed, since an error's traceback would keep the cursor, and with it the lock that keeps writers out.
+        started = time.monotonic()
         with contextlib.closing(connection.execute(sql, moment)) as cursor:
-            return [shape(row) for row in cursor]
+            found = [shape(row) for row in cursor]
+        spent[sql] = time.monotonic() - started
+        return found
 
     return exposition.Figures(
         now=now,
@@ -226,8 +234,9 @@ def mark_of(status):
 class Store:
     """The database file as it is read. One thread asks at a time; the others share its answer."""
 
-    def __init__(self, path, timeout, stale_seconds, clock=time.time):
+    def __init__(self, path, timeout, stale_seconds, clock=time.time, slow_seconds=0):
         self.path, self.timeout, self.stale_seconds, self.clock = path, timeout, stale_seconds, clock
+        self.slow_seconds = slow_seconds or float("inf")
         self.wanted = schema_check.wanted_schema()
         self.lock = threading.Lock()
         self.connection = None                      # open on the file `inode`, which last had `size` bytes
@@ -380,6 +389,12 @@ class Store:
         self.queries.observe(seconds)
         self.last_seconds = seconds
 
+    def report(self, seconds, spent):
+        """Logs how long the queries took, as a warning where that was too long, and which of them most of it."""
+        slow, longest = seconds >= self.slow_seconds, max(spent, key=spent.get)
+        event(logging.WARNING if slow else logging.DEBUG, "slow_query" if slow else "database_read", seconds=round(seconds, 6),
+              longest=QUERIES[longest], longest_seconds=round(spent[longest], 6))
+
     def update(self, now, data_version):
         """The new figures, unless the second and the data are those of the last. The schema is compared whenever it moves."""
         versions = self.one(SCHEMA_VERSION), self.one(schema_check.VERSION)
@@ -391,10 +406,12 @@ class Store:
                 self.path, "; ".join(self.differences()), self.cure()))
         if self.last and self.last.now == now and self.data_version == data_version:
             return
-        started = time.monotonic()
-        self.last = ask(self.connection, now)
+        started, spent = time.monotonic(), {}
+        self.last = ask(self.connection, now, spent)
         self.data_version = data_version
-        self.measure(time.monotonic() - started)
+        seconds = time.monotonic() - started
+        self.measure(seconds)
+        self.report(seconds, spent)
 
     def read(self, patience_end):
         """Brings self.last up to date in one transaction. False, on a connection with a page cache, for a file that was written

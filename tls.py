@@ -54,7 +54,9 @@ class SecureHandler(Handler):
 
     def refuse_plain(self):
         """Says to whoever speaks plain HTTP what is spoken here."""
-        answer = messages.problem(400, "TLS is spoken here: the URL starts with https://", [("Connection", "close")])
+        name = self.server.new_id()
+        answer = messages.problem(400, "TLS is spoken here: the URL starts with https://", name, [
+            ("Connection", "close"), ("X-Request-ID", name)])
         self.connection.send(self.server.dated_bytes(answer))
         self.server.count("tls_failures")
         return self.finish()

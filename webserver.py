@@ -11,8 +11,9 @@ connection for LINGER seconds as long as there are idle ones, which spares a bus
 Every parked connection has a deadline. When there are too many, the one that waited longest without a whole request goes.
 
 The application has wait(Request) -> bool and respond(Request) -> messages.Response, which must not raise, and is told what
-happens by observe(path or None, request line, status, seconds) for every answer, defect(exception) for what a worker did not
-expect, starved(OSError) when connections cannot be accepted, and starved(None) once they can.
+happens by observe(Answered) for every answer, defect(exception, request id or None) for what a worker did not expect,
+starved(OSError) when connections cannot be accepted, and starved(None) once they can. Every request has an id, the client's
+own or one made here, which no other request of any server has.
 """
 
 import collections
@@ -21,6 +22,7 @@ import ctypes
 import email.utils
 import errno
 import http.server
+import itertools
 import os
 import re
 import resource
@@ -57,7 +59,8 @@ COUNTS = ("accepted", "refused", "evicted", "head_timeouts", "idle_timeouts", "w
 M_ARENA_MAX = -8        # of malloc.h
 STARVED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
-Request = collections.namedtuple("Request", "method path query headers address arrived")  # arrived: monotonic seconds
+Request = collections.namedtuple("Request", "method path query headers address arrived id")  # arrived: monotonic seconds
+Answered = collections.namedtuple("Answered", "id head line address status size seconds")    # head: None of what was none
 
 # One connection. Its steps return READ or WRITE to be parked until that is possible, ON to go on with the next step, AGAIN
 # to let others have the worker first, GONE when the connection is no longer this worker's.
@@ -82,6 +85,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.seen = 0                   # bytes of `data` that were found to be a head's so far
         self.body = None                # what comes behind the head, until that is whole
         self.slot = False               # whether it has one of the SLOTS
+        self.id = None                  # of the request that is being answered
         self.close_connection = self.served = self.renewed = False
         self.late = None                # the step that took too long
         self.parked, self.deadline = False, time.monotonic() + HEAD_SECONDS
@@ -177,11 +181,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def respond(self):
         """Has the application answer, if it may now."""
         head, server = self.head, self.server
+        self.id = self.id or head.request_id or server.new_id()     # the first if it was deferred
         if head.method not in METHODS or head.path is None:
             return self.refuse_method()
         if head.https and not self.secure:
-            return self.send(messages.problem(421, "TLS is not spoken here, which https demands"), head.path)
-        request = Request(head.method, head.path, head.query, head.headers, self.client_address, self.arrived)
+            return self.send(messages.problem(421, "TLS is not spoken here, which https demands", self.id))
+        request = Request(head.method, head.path, head.query, head.headers, self.client_address, self.arrived, self.id)
         waits = server.application.wait(request)
         if not server.enter(self, waits):
             return GONE
@@ -189,17 +194,17 @@ class Handler(http.server.BaseHTTPRequestHandler):
             response = server.application.respond(request)
         finally:
             server.leave(self)
-        return self.send(response, head.path)
+        return self.send(response)
 
     def refuse_method(self):
         allow = ", ".join(METHODS)
         detail = "%s is not possible here, only %s" % (self.head.method, allow)
-        return self.send(messages.problem(405, detail, [("Allow", allow)]), self.head.path)
+        return self.send(messages.problem(405, detail, self.id, [("Allow", allow)]))
 
     def send_error(self, code, message=None, explain=None, fields=()):
         """Refuses what was received. The connection ends, since nobody knows where the next request would start."""
-        self.close_connection = True
-        response = messages.problem(code, message, fields)
+        self.close_connection, self.id = True, self.server.new_id()     # what it said of itself is in doubt too
+        response = messages.problem(code, message, self.id, fields)
         data = self.head_data if self.body else self.data
         line = data.partition(b"\r\n")[0][:messages.LINE_MAX].decode("latin-1")
         if line.startswith("HEAD "):
@@ -207,19 +212,21 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.data, self.body, self.arrived = b"", None, time.monotonic()
         return self.write(response, None, line)
 
-    def send(self, response, path):
+    def send(self, response):
         """Sends the answer to self.head."""
-        return self.write(response, path, self.head.line, self.head.method == "HEAD", self.head.http10)
+        return self.write(response, self.head, self.head.line, self.head.method == "HEAD", self.head.http10)
 
-    def write(self, response, path, line, bodiless=False, http10=False):
+    def write(self, response, head, line, bodiless=False, http10=False):
         """Sends the answer in one write, as far as the client takes it."""
         server, now = self.server, time.monotonic()
         if server.closing or type(self) is not server.RequestHandlerClass:  # handed over by one that had no TLS, or had
             self.close_connection = True
         field = b"Connection: close\r\n" if self.close_connection else b"Connection: keep-alive\r\n" if http10 else b""
-        self.unsent = response.head + server.date() + field + b"\r\n" + (b"" if bodiless else response.body)
+        body = b"" if bodiless else response.body
+        self.unsent = b"%s%sX-Request-ID: %s\r\n%s\r\n%s" % (response.head, server.date(), self.id.encode(), field, body)
         self.step, self.deadline = Handler.flush, now + WRITE_SECONDS
-        server.application.observe(path, line, response.status, now - self.arrived)
+        server.application.observe(
+            Answered(self.id, head, line, self.client_address, response.status, len(body), now - self.arrived))
         return self.flush()
 
     def flush(self):
@@ -230,6 +237,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.close_connection:
             return self.finish()
         self.served = self.renewed = True
+        self.id = None
         self.step, self.deadline = Handler.receive, time.monotonic() + (HEAD_SECONDS if self.data else IDLE_SECONDS)
         return ON if not self.data else self.server.turn()
 
@@ -348,6 +356,7 @@ class Server(http.server.HTTPServer):
         self.queue, self.deferred = collections.deque(), collections.deque()
         self.greedy = collections.deque()               # answered, and have sent more: they come after the queue
         self.idle = self.slots = self.in_flight = self.peak = 0
+        self.name, self.numbers = os.urandom(8).hex(), itertools.count(1)   # of new_id()
         self.closing = self.holding = self.pausing = self.ending = self.starving = False
         self.counts = dict.fromkeys(COUNTS, 0)
         self.dated = 0, b""
@@ -380,7 +389,7 @@ class Server(http.server.HTTPServer):
             try:
                 self.service_actions(self.epoll.poll(poll_interval if self.connections or self.starving else -1))
             except Exception as error:                  # a defect must not cost the poller, without whom nobody is served
-                self.application.defect(error)
+                self.application.defect(error, None)
                 time.sleep(poll_interval)               # one that comes at every turn must not fill the disk with log lines
 
     def service_actions(self, events):
@@ -418,7 +427,7 @@ class Server(http.server.HTTPServer):
             self.starving = gave_way = False
             self.counts["accepted"] += 1
             if len(self.connections) >= self.limit and not self.evict():
-                self.turn_away(connection)
+                self.turn_away(connection, address[0])
             else:
                 self.adopt(self.RequestHandlerClass(connection, address[0], self))
 
@@ -429,13 +438,15 @@ class Server(http.server.HTTPServer):
         self.starving = True
         self.watch(0)
 
-    def turn_away(self, connection):
-        answer = messages.problem(503, "there are too many connections", [("Retry-After", "1"), ("Connection", "close")])
+    def turn_away(self, connection, address):
+        name = self.new_id()
+        answer = messages.problem(503, "there are too many connections", name, [
+            ("Retry-After", "1"), ("Connection", "close"), ("X-Request-ID", name)])
         with contextlib.suppress(OSError):              # it left already
             connection.send(self.dated_bytes(answer), socket.MSG_DONTWAIT)
         connection.close()
         self.count("refused")
-        self.application.observe(None, "", 503, 0.0)
+        self.application.observe(Answered(name, None, "", address, 503, len(answer.body), 0.0))
 
     def adopt(self, handler, ready=False):
         """Takes a new connection, parked, or for a worker at once."""
@@ -506,7 +517,7 @@ class Server(http.server.HTTPServer):
             if wait is not GONE:
                 self.park(handler, wait)
         except Exception as error:                      # a defect must not cost the worker
-            self.application.defect(error)
+            self.application.defect(error, handler.id)
             handler.close()
 
     def park(self, handler, wait):
@@ -581,6 +592,10 @@ class Server(http.server.HTTPServer):
         with self.lock:
             self.counts[name] += 1
 
+    def new_id(self):
+        """A name for a request that no other has, of this server or another."""
+        return "%s-%x" % (self.name, next(self.numbers))
+
     def date(self):
         """The Date field of this second."""
         now = int(time.time())
@@ -589,7 +604,7 @@ class Server(http.server.HTTPServer):
         return self.dated[1]
 
     def dated_bytes(self, answer):
-        """A Response as it is sent now, where no Handler sends it."""
+        """A Response with all its fields as it is sent now, where no Handler sends it."""
         return answer.head + self.date() + b"\r\n" + answer.body
 
     # Life
