@@ -244,6 +244,14 @@ def health_entry(component, status, reason=None, output=None, **observed):
     return [entry]
 
 
+def message_of(error):
+    """What an exception says, whatever its class makes of that."""
+    try:
+        return str(error)
+    except Exception:   # of a defect in the defect
+        return "its message cannot be had"
+
+
 def zipped(body):
     """The body as gzip has it (RFC 1952), always the same bytes of the same body."""
     coder = zlib.compressobj(ZIP_LEVEL, zlib.DEFLATED, 16 + zlib.MAX_WBITS)
@@ -326,12 +334,12 @@ class Service:
         if self.access_log:
             self.log.access(**self.access_fields(answered))
         if seconds >= self.slow_seconds:
-            event(logging.WARNING, "slow_request", seconds=round(seconds, 6), method=head and head.method, route=route,
+            event(logging.WARNING, "slow_request", seconds=round(seconds, 6), method=head and head.method, route=head and head.path,
                   status=answered.status, client=answered.address, request_id=answered.id)
 
     def access_fields(self, answered):
         """What an access line says of an answer; of what was no request, its first line as it came."""
-        head, fields = answered.head, {"line": answered.line}
+        head, fields = answered.head, {"line": answered.line or None}
         if head:
             target = answered.line.split(" ")[1]
             fields = {"method": head.method, "route": head.path or target, "query": target.partition("?")[2] or None}
@@ -339,9 +347,9 @@ class Service:
                     client=answered.address, user_agent=head and head.headers.get("user-agent"), request_id=answered.id)
 
     def defect(self, error, request_id, **fields):
-        stack = traceback.format_exception(type(error), error, error.__traceback__)
-        event(logging.ERROR, "request_failed", reason="defect", error_type=type(error).__name__, error=stack[-1].strip(),
-              stack="".join(stack), request_id=request_id, **fields)
+        stack = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+        event(logging.ERROR, "request_failed", reason="defect", error_type=type(error).__name__, error=message_of(error),
+              stack=stack, request_id=request_id, **fields)
 
     def starved(self, error):
         if not error:

@@ -151,7 +151,7 @@ class Bell(logging.Handler):
     """Rings an Event for what is logged."""
 
     def __init__(self, changed):
-        super().__init__(logging.INFO)  # at DEBUG there is a line a request
+        super().__init__(logging.INFO)  # at DEBUG there is one for each reading of the database
         self.changed = changed
 
     def emit(self, record):

@@ -84,6 +84,7 @@ FAMILIES = table(
     ("logistics_log_fallbacks", "counter", "", "", "Times that the log file could not be written and stdout took its place."),
     ("logistics_log_fallback", "gauge", "", "", "1 while the log goes to stdout because the log file cannot be written."),
     ("logistics_log_lost_lines", "counter", "", "", "Log lines that neither the file nor stdout took."),
+    ("logistics_log_thinned_lines", "counter", "", "", "Log lines left out of floods of the same event, and told as a number."),
 
     ("logistics_build", "info", "", "version python sqlite", "What serves: its release, and what it runs on."),
     ("logistics_start_timestamp_seconds", "gauge", "seconds", "",
@@ -212,6 +213,7 @@ def process_values(service, log, state):
         "logistics_log_fallbacks": log["fallbacks_total"],
         "logistics_log_fallback": log["fallback"],
         "logistics_log_lost_lines": log["lost_lines_total"],
+        "logistics_log_thinned_lines": log["thinned_lines_total"],
         "logistics_build": {(service["version"], service["python"], service["sqlite"]): 1},
         "logistics_start_timestamp_seconds": unix_time(service["started_at"]),
         "logistics_reload_refused": state.refused,

@@ -391,9 +391,12 @@ class Store:
 
     def report(self, seconds, spent):
         """Logs how long the queries took, as a warning where that was too long, and which of them most of it."""
-        slow, longest = seconds >= self.slow_seconds, max(spent, key=spent.get)
-        event(logging.WARNING if slow else logging.DEBUG, "slow_query" if slow else "database_read", seconds=round(seconds, 6),
-              longest=QUERIES[longest], longest_seconds=round(spent[longest], 6))
+        longest = max(spent, key=spent.get)
+        fields = {"seconds": round(seconds, 6), "longest": QUERIES[longest], "longest_seconds": round(spent[longest], 6)}
+        if seconds >= self.slow_seconds:
+            event(logging.WARNING, "slow_query", **fields)
+        else:
+            event(logging.DEBUG, "database_read", **fields)
 
     def update(self, now, data_version):
         """The new figures, unless the second and the data are those of the last. The schema is compared whenever it moves."""

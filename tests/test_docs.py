@@ -195,10 +195,10 @@ def test_every_value_has_its_documented_unit(answers):
                 assert re.match("(%s)\\Z" % UNITS.get(row.cells[1], r"\d+"), str(value)), (path, row.cells[1], value)
 
 
-def test_a_problem_of_the_request_has_the_first_four_members(answers):
+def test_a_problem_of_the_request_has_the_first_five_members(answers):
     members = [coded(row.cells[0])[0] for row in rows(METRICS, "member")]
     found = [answer.document for answer in answers if answer.status in (400, 404)]
-    assert found and all(list(document) == members[:4] for document in found)
+    assert found and all(list(document) == members[:5] for document in found)
 
 
 def reasons():
@@ -293,7 +293,7 @@ def test_a_status_that_ends_the_connection_is_documented_as_such():
 
 def test_the_headers_of_every_answer_are_documented_with_their_values():
     listed = {coded(row.cells[0])[0]: row.cells[1].strip("`") for row in rows(HTTP, "header")}
-    varying = {name: listed[name] for name in ("Date", "Content-Length")}
+    varying = {name: listed[name] for name in ("Date", "Content-Length", "X-Request-ID")}
     assert listed == dict(messages.SECURITY, Server=messages.NAME, **varying)
 
 

@@ -52,7 +52,8 @@ BLOCKS = {
     "connections": {"open": 2, "limit": 2048, "accepted_total": 12, "refused_total": 0, "evicted_total": 1,
                     "head_timeouts_total": 2, "idle_timeouts_total": 3, "write_timeouts_total": 4, "tls_failures_total": 5},
     "tls": {"expires_at": "2026-06-01T00:00:00Z"},
-    "logging": {"errors_total": 4, "fallbacks_total": 1, "fallback": True, "lost_lines_total": 0},
+    "logging": {"errors_total": 4, "fallbacks_total": 1, "fallback": True, "lost_lines_total": 0,
+                "thinned_lines_total": 1995},
 }
 USAGE = supervision.Usage(1773147599.25, 1.5, 27262976, 310378496, 14, 1024)
 STATE = openmetrics.State(None, False, False, ROUTES, store.REASONS, USAGE)
@@ -671,7 +672,7 @@ class Server:
 def respond(service, **headers):
     """What a Service in this process answers to a scraper."""
     service.server = Server()
-    request = webserver.Request("GET", "/metrics", {"format": ["text"]}, headers, "127.0.0.1", time.monotonic())
+    request = webserver.Request("GET", "/metrics", {"format": ["text"]}, headers, "127.0.0.1", time.monotonic(), "a-1")
     return numbers(service.respond(request).body.decode(), "text")
 
 

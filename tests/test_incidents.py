@@ -31,6 +31,7 @@ NOBODY = 65534
 ROWS = 500
 MASKS = (                               # what differs between two runs, and what stands for it
     (r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z", "TIME"),
+    (r"route=\S+ request_id=\S+", "REQUEST"),
     (r"(?<![\w./:])/(?:[\w.-]+/)+", "/"),
     (r"127\.0\.0\.1(:| port )\d+", "ADDRESS"),
     (r"\b[0-9a-f]{32}\b", "INSTANCE"),
@@ -395,7 +396,7 @@ def function(tree, name):
 def service_words():
     """Every event above INFO and every reason of the service."""
     tree = ast.parse("".join((ROOT / name).read_text() for name in ("metrics_service.py", "store.py", "eventlog.py")))
-    events = [args[1] for args in calls(tree, "event") if getattr(args[0], "attr", "") not in ("INFO", "DEBUG")]
+    events = [args[1] for args in calls(tree, "event", "made") if getattr(args[0], "attr", "") not in ("INFO", "DEBUG")]
     events += [value.elts[0] for value in assigned(tree, "state") if isinstance(value, ast.Tuple)]
     reasons = [args[0] for args in calls(tree, "Trouble")]
     reasons += [value for name in ("damage", "obstacle", "look") for value in returned(function(tree, name))]

@@ -337,17 +337,17 @@ def test_a_request_that_is_not_finished_in_time_puts_the_reload_off(make, databa
 def test_new_settings_are_in_force(make, database):
     service = make(log_level="info", stale_seconds=60).start()
     service.get("/metrics")
-    service.configure(log_level="debug", stale_seconds=0)
+    service.configure(access_log="on", stale_seconds=0)
     service.reload()
-    assert 'DEBUG request line="GET /livez HTTP/1.1" status=200' in service.text()
+    assert " INFO request method=GET route=/livez status=200 " in service.text()
     service.get("/metrics")
     with contextlib.closing(lock(database)):
         wait_for(lambda: service.get("/metrics")[0] == 503, "a second whose figures nobody has", 5)
-    service.configure(log_level=None, stale_seconds=None)
+    service.configure(access_log=None, stale_seconds=None)
     service.reload()
-    lines = service.text().count(" DEBUG ")
+    lines = service.text().count(" INFO request ")
     service.get("/metrics")
-    assert service.text().count(" DEBUG ") == lines
+    assert service.text().count(" INFO request ") == lines
 
 
 def test_passwords_can_be_switched_on_and_off(make, tmp_path):

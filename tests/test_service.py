@@ -268,7 +268,7 @@ def test_a_defect_is_one_log_line_a_500_and_no_harm(database, launch):
     status, document = service.get("/metrics")
     assert (status, document["reason"], document["service"]["name"]) == (500, "defect", "metrics_service")
     line = [line for line in service.text().splitlines() if " ERROR " in line][0]
-    assert " ERROR request_failed reason=defect error=\"ZeroDivisionError: division by zero\" stack=\"Traceback" in line
+    assert " ERROR request_failed reason=defect error_type=ZeroDivisionError error=\"division by zero\" stack=\"Traceback" in line
     assert service.get("/livez")[0] == 200
 
 

@@ -30,10 +30,10 @@ class Application:
             raise RuntimeError("a defect")
         return messages.json_answer(200, {"path": request.path})
 
-    def observe(self, path, line, status, seconds):
-        self.told.append((path, status))
+    def observe(self, answered):
+        self.told.append((answered.head and answered.head.path, answered.status))
 
-    def defect(self, error):
+    def defect(self, error, request_id):
         self.defects.append(str(error))
 
     def starved(self, error):
