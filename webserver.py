@@ -593,8 +593,8 @@ class Server(http.server.HTTPServer):
             self.counts[name] += 1
 
     def new_id(self):
-        """A name for a request that no other has, of this server or another."""
-        return "%s-%x" % (self.name, next(self.numbers))
+        """A name for a request that no other has, of this server or another; all are equally long, as HEAD and GET shall be."""
+        return "%s-%08x" % (self.name, next(self.numbers))
 
     def date(self):
         """The Date field of this second."""

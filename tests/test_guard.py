@@ -473,6 +473,7 @@ def document(service, path, headers=None):
 def check_refused(service, path, headers):
     status, fields, problem = document(service, path, headers)
     assert (status, fields["WWW-Authenticate"], fields["Content-Type"]) == (401, CHALLENGE, "application/problem+json")
+    assert problem.pop("request_id") == fields["X-Request-ID"]
     assert problem == {"type": "about:blank", "title": "Unauthorized", "status": 401, "reason": "credentials",
                        "detail": "a user of METRICS_AUTH_FILE and the password are due", "runbook": "docs/runbook.md#credentials"}
 
@@ -596,11 +597,11 @@ def test_while_the_file_is_bad_the_last_users_stay_and_the_log_says_so_once(laun
     (line,) = [line for line in service.text().splitlines() if "credentials_invalid" in line]
     assert ' ERROR credentials_invalid reason=credentials detail="%s:1: the hash of user anna is not ' % file in line
     assert "letters" not in line
-    assert line.endswith("; the users known before stay in force\"")
+    assert "; the users known before stay in force\" route=/metrics request_id=" in line
     write_secret(file, good)
     wait_for(lambda: after("credentials_recovered"), "the end of it")
-    assert [line.split()[1:3] for line in service.text().splitlines()[1:]] == [["ERROR", "credentials_invalid"],
-                                                                               ["INFO", "credentials_recovered"]]
+    assert [line.split()[1:3] for line in service.text().splitlines()[1:]] == [
+        ["ERROR", "credentials_invalid"], ["WARNING", "login_failed"], ["INFO", "credentials_recovered"]]
 
 
 # Passwords: what is refused at the start

@@ -38,7 +38,7 @@ ALWAYS = {  # fields of every answer, and what their values may be: nothing of a
     "Date": r"[A-Z][a-z]{2}, \d\d [A-Z][a-z]{2} \d{4} \d\d:\d\d:\d\d GMT", "Server": "metrics_service",
     "Content-Length": r"[1-9]\d*", "Content-Type": r"application/(problem\+|health\+)?json", "Cache-Control": "no-store",
     "X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY", "Referrer-Policy": "no-referrer",
-    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'"}
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'", "X-Request-ID": "[0-9a-f]{16}-[0-9a-f]{8}"}
 SOMETIMES = {"Connection": "close|keep-alive", "Allow": "GET, HEAD", "Vary": "Accept, Accept-Encoding"}
 
 Answer = collections.namedtuple("Answer", "status fields body")  # fields: name -> value
@@ -58,6 +58,7 @@ def check(answer, bodiless):
     document = {"status": answer.status} if bodiless else json.loads(answer.body.decode())
     if answer.status >= 400 and not bodiless:
         assert sorted(set(document) & {"type", "title", "status", "detail"}) == ["detail", "status", "title", "type"]
+        assert document["request_id"] == answer.fields["X-Request-ID"]
         assert document["status"] == answer.status and document["title"] and document["detail"]
 
 
@@ -754,7 +755,7 @@ def test_head_has_the_fields_of_get(service, request_of):
         with Client(service) as client:
             client.send(request_of % method)
             answers.append(client.answer(bodiless=method == b"HEAD"))
-            answers[-1].fields.pop("Date")
+            del answers[-1].fields["Date"], answers[-1].fields["X-Request-ID"]
     assert answers[1] == answers[0]._replace(body=b"")
 
 

@@ -3,13 +3,17 @@
 import json
 import logging
 import os
+import re
 import resource
 import signal
+import socket
 
 import pytest
 
 import eventlog
+import health_check
 import metrics_service
+from conftest import wait_for
 from eventlog import event
 
 
@@ -159,3 +163,159 @@ def test_a_closed_stdout_loses_the_line_and_nothing_else(start, monkeypatch):
         monkeypatch.undo()
         assert log.document()["lost_lines_total"] == 1
         os.dup2(os.open(os.devnull, os.O_WRONLY), nobody.fileno())  # or its close would complain about the buffered line
+
+
+# One event, one line, in the types of ECS
+
+EVIL = ["\r\n2026-01-01T00:00:00.000Z ERROR forged", "\u2028", "\u2029", "\x85", "\x00", "\x1b[2J", "\ud800", "\udfff\ud800", "\u202e",
+        "\ufeff", "\U0001f600" * 9000, "\x01" * 100000, "\\" * 9000, "x=\"y", "", " "]
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_a_line_is_one_and_bounded_whatever_all_its_values_hold(start, tmp_path, form):
+    start(tmp_path / "a.log", form)
+    names = ("line", "route", "query", "user_agent", "error", "stack", "detail", "request_id")
+    for evil in EVIL:
+        event(logging.ERROR, "config_invalid", **dict.fromkeys(names, "a%sb" % evil))
+    lines = (tmp_path / "a.log").read_bytes().decode().split("\n")
+    assert len(lines) == len(EVIL) + 1 and lines[-1] == ""
+    assert all(line.isprintable() and len(line) <= eventlog.LINE_MAX for line in lines)
+    if form == "json":
+        assert {json.loads(line)["event.action"] for line in lines[:-1]} == {"config_invalid"}
+
+
+def test_of_a_long_value_both_ends_are_kept(start, capsys):
+    start()
+    event(logging.ERROR, "x", stack="first" + "." * 9000 + "last")
+    assert len(capsys.readouterr().out) < 4300
+    event(logging.ERROR, "x", stack="first" + "." * 9000 + "last")
+    line = capsys.readouterr().out
+    assert 'stack="first....' in line and '....last"\n' in line and "... 4913 left out ..." in line
+
+
+def test_every_field_has_its_name_and_type_of_ecs(start, capsys):
+    start(form="json")
+    with eventlog.caused_by(route="/metrics", request_id="a-1"):
+        event(logging.ERROR, "request_failed", error_type="KeyError", error="x", stack="Traceback", status=500, bytes=7,
+              seconds=0.25, user_agent=None)
+    line = json.loads(capsys.readouterr().out)
+    wanted = {"log.level": "error", "ecs.version": "8.11.0", "service.name": "metrics_service", "service.version": "0.1.0",
+              "event.dataset": "metrics_service.log", "event.action": "request_failed", "error.type": "KeyError",
+              "error.message": "x", "error.stack_trace": "Traceback", "http.response.status_code": 500,
+              "http.response.body.bytes": 7, "event.duration": 250000000, "url.path": "/metrics", "http.request.id": "a-1",
+              "process.pid": os.getpid()}
+    assert {name: line[name] for name in wanted} == wanted
+    assert set(line) - set(wanted) == {"@timestamp", "message"}
+    assert not [name for name in line if any(other.startswith(name + ".") for other in line)]    # none is object and value
+
+
+# Floods
+
+def flood(count, **fields):
+    for _ in range(count):
+        event(logging.ERROR, "request_failed", **dict({"reason": "defect", "route": "/metrics"}, **fields))
+
+
+def names(text):
+    return [line.split()[2] for line in text.splitlines()]
+
+
+def test_a_flood_is_thinned_and_all_of_it_counted(start, capsys):
+    log = start()
+    flood(1000)
+    flood(1, route="/readyz")
+    event(logging.ERROR, "database_unavailable", reason="locked")
+    assert names(capsys.readouterr().out) == ["request_failed"] * 6 + ["database_unavailable"]
+    document = log.document()
+    assert (document["errors_total"], document["thinned_lines_total"]) == (1002, 995)
+    log.finish()
+    (line,) = capsys.readouterr().out.splitlines()
+    assert " ERROR log_thinned of=request_failed left_out=995 seconds=" in line and line.endswith(" reason=defect route=/metrics")
+
+
+def test_what_was_left_out_is_told_when_the_flood_is_over_though_nothing_else_happens(start, capsys, monkeypatch):
+    monkeypatch.setattr(eventlog, "THIN_SECONDS", 0.2)
+    log = start()
+    flood(8)
+    text = ""
+
+    def told():
+        nonlocal text
+        text += capsys.readouterr().out
+        return "log_thinned of=request_failed left_out=3" in text
+    wait_for(told, "the rest")
+    wait_for(lambda: log.thinning.timer is None, "the timer's end")
+    assert names(text) == ["request_failed"] * 5 + ["log_thinned"]
+
+
+def test_each_interval_begins_anew(start, capsys, monkeypatch):
+    log = start()
+    flood(7)
+    monkeypatch.setattr(eventlog, "THIN_SECONDS", 0)
+    flood(2)
+    assert names(capsys.readouterr().out) == ["request_failed"] * 5 + ["log_thinned"] + ["request_failed"] * 2
+    log.finish()
+
+
+def test_changes_of_state_are_never_thinned(start, capsys):
+    log = start()
+    for _ in range(50):
+        event(logging.ERROR, "database_unavailable", reason="locked")
+        event(logging.INFO, "database_recovered", reason="locked")
+    assert len(names(capsys.readouterr().out)) == 100 and log.document()["thinned_lines_total"] == 0
+
+
+def test_kinds_without_end_are_a_flood_too(start, capsys):
+    log = start()
+    for number in range(2000):
+        flood(1, route="/%d" % number)
+    assert len(names(capsys.readouterr().out)) <= eventlog.KINDS_MAX + 10
+    assert len(log.thinning.kinds) <= eventlog.KINDS_MAX + 10
+    log.finish()
+
+
+def test_a_flood_by_the_check_is_told_as_its_own(start, capsys):
+    log = start()
+    flood(10, user_agent="health_check/0.1.0")
+    log.finish()
+    assert names(capsys.readouterr().out)[-1] == "log_thinned" and log.document()["errors_total"] == 0
+
+
+def test_the_scan_of_the_check_takes_what_was_left_out_for_errors_of_that_kind(start, tmp_path):
+    for agent, wrong in (("curl/8", True), ("health_check/0.1.0", False)):
+        path = tmp_path / agent.partition("/")[0]
+        log = start(path)
+        flood(10, user_agent=agent)
+        log.finish()
+        last = health_check.read_log(str(path))[0][-1]
+        assert health_check.event_of(last) == "log_thinned" and health_check.is_error(last) is wrong
+
+
+# The journal
+
+@pytest.mark.parametrize("matching", [True, False])
+def test_lines_have_their_priority_where_stdout_is_the_journal_and_nowhere_else(start, monkeypatch, matching):
+    reader, writer = socket.socketpair()
+    status = os.fstat(writer.fileno())
+    monkeypatch.setenv("JOURNAL_STREAM", "%d:%d" % (status.st_dev, status.st_ino + (not matching)))
+    with reader, writer, os.fdopen(os.dup(writer.fileno()), "w") as stdout:
+        monkeypatch.setattr("sys.stdout", stdout)
+        start(level="debug")
+        for level in (logging.ERROR, logging.WARNING, logging.INFO, logging.DEBUG):
+            event(level, "x")
+        monkeypatch.undo()
+        lines = reader.recv(65536).decode().splitlines()
+    assert [re.match("(<.>)?2", line).group(1) for line in lines] == (["<3>", "<4>", "<6>", "<7>"] if matching else [None] * 4)
+
+
+def test_a_file_never_has_the_priority(start, tmp_path, monkeypatch):
+    reader, writer = os.pipe()
+    status = os.fstat(writer)
+    monkeypatch.setenv("JOURNAL_STREAM", "%d:%d" % (status.st_dev, status.st_ino))
+    with os.fdopen(writer, "w") as stdout:
+        monkeypatch.setattr("sys.stdout", stdout)
+        start(tmp_path / "a.log")
+        event(logging.ERROR, "x")
+        monkeypatch.undo()
+    os.close(reader)
+    assert (tmp_path / "a.log").read_text().startswith("20")

@@ -1,5 +1,6 @@
 """The database as it is read: every way in which it can fail, told apart by its facts, and the way back."""
 
+import logging
 import os
 import resource
 import shutil
@@ -104,9 +105,13 @@ def test_while_another_asks_the_last_figures_are_served_for_a_moment(store, monk
 
 @pytest.fixture
 def events(monkeypatch):
-    """The names of the events logged, with their reasons."""
+    """The names of the events logged, with their reasons, but for those at each reading."""
     seen = []
-    monkeypatch.setattr(store_module, "event", lambda level, name, **fields: seen.append((name, fields.get("reason"))))
+
+    def note(level, name, **fields):
+        if level > logging.DEBUG:
+            seen.append((name, fields.get("reason")))
+    monkeypatch.setattr(store_module, "event", note)
     return seen
 
 
