@@ -209,6 +209,11 @@ def test_every_field_has_its_name_and_type_of_ecs(start, capsys):
     assert not [name for name in line if any(other.startswith(name + ".") for other in line)]    # none is object and value
 
 
+def test_access_lines_are_written_at_every_level(start, capsys):
+    start(level="error").access(route="/livez")
+    assert capsys.readouterr().out.endswith(" INFO request route=/livez\n")
+
+
 # Floods
 
 def flood(count, **fields):

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 import messages
-from conftest import DEADLINE, ROOT, make_certificate, turn_second, wait_for
+from conftest import DEADLINE, ROOT, Service, make_certificate, make_database, turn_second, wait_for
 
 MADE = r"[0-9a-f]{16}-[0-9a-f]{8}\Z"
 TRACE = "https://a.example/x:1+2=3@4_5-6"
@@ -18,9 +18,8 @@ PATCHED = "import sys, time; sys.path.insert(0, %r); import metrics_service, sto
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory):
-    from conftest import Service, make_database
     folder = tmp_path_factory.mktemp("ids")
-    one = Service(folder, make_database(folder / "shipments.db"), access_log="on", log_level="error").start()
+    one = Service(folder, make_database(folder / "shipments.db"), access_log="on").start()
     yield one
     one.end()
 
@@ -100,7 +99,7 @@ def test_the_state_of_the_database_names_the_request_that_met_it(launch, databas
 
 
 def test_a_defect_names_the_request_and_its_kind_of_error(launch, database):
-    code = "class Odd(Exception):\n    def __str__(self): return 1 / 0\ndef bad(*_): raise Odd()\nmetrics_service.Service.livez = bad"
+    code = "class Odd(Exception):\n    def __str__(self): return 1 / 0\ndef bad(*_, **__): raise Odd()\nmetrics_service.Service.livez = bad"
     service = patched(launch, database, code, log_format="json")
     assert service.request("/livez", headers={"X-Request-ID": "odd"})[0] == 500
     line = json.loads([line for line in service.text().splitlines() if '"odd"' in line][0])
