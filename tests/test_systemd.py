@@ -645,6 +645,7 @@ def test_exit_78_is_not_retried(machine):
     machine.configure("METRICS_STALE_SECONDS=x\n")
     assert machine.run("systemctl", "restart", "metrics_service")[0] == 1
     assert [machine.show(name) for name in ("ActiveState", "ExecMainStatus", "NRestarts")] == ["failed", "78", "0"]
+    assert " ERROR config_invalid " in machine.run("journalctl", "-p", "err", "-o", "cat", "--no-pager", "-u", "metrics_service")[1]
 
 
 def test_a_booted_systemd_restarts_what_was_killed(machine):
