@@ -81,8 +81,8 @@ FUTURE_CHANGES = "SELECT count(*) FROM (SELECT 1 FROM shipments WHERE updated_at
 
 QUERIES = {BOUNDS: "bounds", BY_STATUS: "by_status", LANES_BY_CARRIER: "lanes_by_carrier", LANES_BY_MODE: "lanes_by_mode",
            TRANSIT_BY_CARRIER: "transit_by_carrier", TRANSIT_BY_MODE: "transit_by_mode", OVERDUE: "overdue",
-           EXCEPTIONS: "exceptions", HOURS: "hours", NEWEST_CHANGE: "newest_change", FUTURE_CHANGES: "future_changes",
-           schema_check.VERSION: "version"}     # what the log calls them
+           EXCEPTIONS: "exceptions", DELIVERIES: "deliveries", HOURS: "hours", NEWEST_CHANGE: "newest_change",
+           FUTURE_CHANGES: "future_changes", schema_check.VERSION: "version"}   # what the log calls them
 
 # Reasons: what sqlite3 says is ambiguous, so the facts are looked at
 
@@ -184,7 +184,7 @@ def histograms(rows):
 
 
 def ask(connection, now, spent):
-    """The exposition.Figures at the Unix time now; into `spent` go the seconds of each query by its SQL. Raises sqlite3.Error."""
+    """The exposition.Figures at the Unix time now; into `spent` go the seconds of each query by its name. Raises sqlite3.Error."""
     bands = {"band%d" % i: hour_of(now - days * exposition.DAY) for i, (_, days) in enumerate(exposition.AGE_BANDS) if days}
     since = instant(now - (exposition.DAILY_DAYS - 1) * exposition.DAY)[:10]
     moment = dict(bands, now=instant(now), hour=hour_of(now), since=since)
@@ -194,7 +194,7 @@ def ask(connection, now, spent):
         started = time.monotonic()
         with contextlib.closing(connection.execute(sql, moment)) as cursor:
             found = [shape(row) for row in cursor]
-        spent[sql] = time.monotonic() - started
+        spent[QUERIES[sql]] = time.monotonic() - started
         return found
 
     return exposition.Figures(
@@ -392,7 +392,7 @@ class Store:
     def report(self, seconds, spent):
         """Logs how long the queries took, as a warning where that was too long, and which of them most of it."""
         longest = max(spent, key=spent.get)
-        fields = {"seconds": round(seconds, 6), "longest": QUERIES[longest], "longest_seconds": round(spent[longest], 6)}
+        fields = {"seconds": round(seconds, 6), "longest": longest, "longest_seconds": round(spent[longest], 6)}
         if seconds >= self.slow_seconds:
             event(logging.WARNING, "slow_query", **fields)
         else:
