@@ -10,7 +10,6 @@ import time
 
 import pytest
 
-import eventlog
 import latency
 import metrics_service
 from conftest import turn_second
@@ -225,11 +224,11 @@ def test_no_count_is_lost_while_threads_count_and_read_and_slots_turn(durations,
 
 
 def test_requests_of_all_threads_are_counted_by_route_code_and_latency_alike():
-    traffic = metrics_service.Traffic(eventlog.Log())
+    traffic = metrics_service.Traffic()
 
     def work(place):
         for turn in range(2000):
-            traffic.observe(("/metrics", "/livez")[place % 2], None, 200 + turn % 2, 0.001 * (1 + place % 2))
+            traffic.observe(("/metrics", "/livez")[place % 2], 200 + turn % 2, 0.001 * (1 + place % 2))
             if turn % 200 == 0:
                 block = traffic.document(0)
                 assert block["total"] == sum(block["by_code"].values()) == block["latency_seconds"]["buckets"][-1]["count"]
@@ -244,19 +243,19 @@ def test_requests_of_all_threads_are_counted_by_route_code_and_latency_alike():
 # The service
 
 def test_probes_do_not_hide_a_slow_route():
-    traffic = metrics_service.Traffic(eventlog.Log())
+    traffic = metrics_service.Traffic()
     for _ in range(1000):
-        traffic.observe("/livez", None, 200, 0.0001)
+        traffic.observe("/livez", 200, 0.0001)
     for _ in range(20):
-        traffic.observe("/metrics", None, 200, 2.0)
+        traffic.observe("/metrics", 200, 2.0)
     block = traffic.document(0)["latency_seconds"]["last_5_minutes"]
     assert block["p95"] <= 0.0005 and block["by_route"]["/metrics"]["p95"] > 1
 
 
 def test_a_route_that_nobody_asked_for_five_minutes_is_left_out(clock):
-    traffic = metrics_service.Traffic(eventlog.Log())
+    traffic = metrics_service.Traffic()
     traffic.latencies["/metrics"] = latency.Latency(clock)
-    traffic.observe("/metrics", None, 200, 0.1)
+    traffic.observe("/metrics", 200, 0.1)
     clock.now += 400
     block = traffic.document(0)["latency_seconds"]
     assert block["count"] == 1 and block["last_5_minutes"] == dict(NOTHING, by_route={})
