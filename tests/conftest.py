@@ -1,5 +1,6 @@
 """What the tests share: databases built from schema.sql, and the real service as a process."""
 
+import functools
 import http.client
 import json
 import os
@@ -23,7 +24,23 @@ for name in [name for name in os.environ if name.startswith("METRICS_")]:
 
 FILES = sorted(path.name for path in ROOT.iterdir() if path.suffix in (".py", ".sh", ".sql"))  # what is copied to a host
 LONG = bool(os.environ.get("LONG_TESTS"))  # more of what is only sampled otherwise, such as moments to be killed at
+CLAIMS = os.environ.get("TEST_CLAIMS")    # a folder that several runs share, see pytest_runtest_protocol
 DEADLINE = 10  # s; how long a test waits for what should come at once
+
+
+@functools.lru_cache(maxsize=None)
+def ours(name):
+    """Whether no other run has claimed this file of tests before."""
+    try:
+        os.close(os.open(os.path.join(CLAIMS, name), os.O_CREAT | os.O_EXCL))
+        return True
+    except FileExistsError:
+        return False
+
+
+def pytest_runtest_protocol(item, nextitem):
+    """With TEST_CLAIMS, runs side by side do each file once: it is the run's that comes to it first."""
+    return bool(CLAIMS) and not ours(item.path.name) or None
 
 
 def wait_for(condition, what, deadline=DEADLINE):
