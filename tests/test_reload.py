@@ -545,7 +545,8 @@ def test_an_end_does_not_wait_for_the_check(checking, number):
 
 def test_a_further_reload_begins_anew(checking):
     checking.reload()
-    assert checking.count("service_started") == 3 and not children(checking)
+    wait_for(lambda: checking.count("service_started") == 3, "the line of the third start, which follows its first answer")
+    assert not children(checking)
 
 
 def test_a_burst_of_reloads_ends_in_one_that_is_whole(service):
