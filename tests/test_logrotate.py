@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tomllib
 
 import pytest
 
@@ -126,7 +125,7 @@ def test_the_page_of_logrotate_installs_the_file_that_there_is():
 
 def test_the_snippets_for_collectors_are_of_their_languages():
     (vector,), (filebeat,) = snippets("Log collectors", "toml"), snippets("Log collectors", "yaml")
-    parsed = tomllib.loads(vector)
+    parsed = pytest.importorskip("tomllib").loads(vector)
     assert parsed["sources"]["metrics_service"]["include"] == [PATH]
     assert parsed["transforms"]["metrics_service_events"]["inputs"] == ["metrics_service"]
     assert PATH in filebeat and "\t" not in filebeat
