@@ -46,13 +46,17 @@ def rotate(tmp_path):
 def hammer(service, during):
     """The ids of the requests that were answered, some before, most while during() was called five times, some after."""
     ids = []
-    for turn in range(5):
+
+    def ask():
+        ids.append("r-%d" % len(ids))
+        service.request("/livez", headers={"X-Request-ID": ids[-1]})
+    for _ in range(5):
         for number in range(40):
-            ids.append("r-%d-%d" % (turn, number))
-            service.request("/livez", headers={"X-Request-ID": ids[-1]})
+            ask()
             if number == 20:
                 rotation = during()
         rotation()
+    ask()       # by which the file that was renamed last has a successor
     return ids
 
 
