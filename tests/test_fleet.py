@@ -25,9 +25,10 @@ SUMS = {
 
 
 def hasten(name, text):
-    """The shipped text with a second where it has more."""
+    """The shipped text with a second where it has more, and with the five seconds past in place of half an hour."""
     if name == "prometheus.yml":
         return re.sub(r"^( *(?:scrape_interval|scrape_timeout|evaluation_interval)): \d+s$", r"\1: 1s", text, flags=re.MULTILINE)
+    text = re.sub(r"(_over_time\(logistics_\w+)\[30m\]", r"\1[5s]", text)
     return re.sub(r"^( *(?:for|interval|keep_firing_for)): *\d+[smh]$", r"\1: 1s", text, flags=re.MULTILINE)
 
 

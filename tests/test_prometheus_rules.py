@@ -20,10 +20,10 @@ TESTS = sorted((ROOT / "tests" / "prometheus").glob("*_test.yml"))
 RUNBOOK = ROOT / "docs" / "runbook.md"
 PAGE = (ROOT / "docs" / "integrations.md").read_text(encoding="utf-8")
 REPOSITORY = "{{ $externalLabels.repository }}"
-SUFFIXES = {"counter": ["_total"], "info": ["_info"], "histogram": ["_bucket", "_sum", "_count"], "summary": ["_bucket", "_sum", "_count"]}
+SUFFIXES = {"counter": ["_total"], "info": ["_info"], "histogram": ["_bucket", "_sum", "_count"]}
 TARGET = {"job", "instance"}            # labels that Prometheus gives to all of a target
 WORDS = {"and", "or", "unless", "offset", "sum", "count", "min", "max", "rate", "increase", "changes", "absent", "time",
-         "histogram_quantile", "avg_over_time", "sum_over_time", "last_over_time"}
+         "histogram_quantile", "avg_over_time", "max_over_time", "sum_over_time", "last_over_time"}
 LONG = os.environ.get("LONG_TESTS")
 OPERATORS = {" > ": " < ", " < ": " > ", " >= ": " < ", " == ": " != ", " unless ": " and ", "absent(": "count("}
 

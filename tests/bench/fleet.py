@@ -25,7 +25,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from conftest import Service, make_database, wait_for                   # noqa: E402
 from fleet import FAULTS, Fleet, Prometheus, install                    # noqa: E402
 
-# The alert to wait for; as shipped a lock is stale for METRICS_STALE_SECONDS only, and then a database without figures.
+# The alert to wait for; as shipped a lock makes figures old for METRICS_STALE_SECONDS only, and then there are none.
 AWAITED = {name: "MetricsDatabaseDown" if name == "locked" else fault.alert for name, fault in FAULTS.items()}
 LOOK = 0.25             # s between two looks at the alerts
 SCRAPES = 100           # answers of each kind
