@@ -197,7 +197,8 @@ def within(seconds, function, *arguments):
 def printable(text):
     """One line that is safe on any terminal and in a mail, whoever wrote it."""
     line = "".join(letter if letter.isprintable() else " " for letter in text[:TEXT_LIMIT])
-    return line.encode(sys.stdout.encoding or "ascii", "backslashreplace").decode(sys.stdout.encoding or "ascii")
+    encoding = getattr(sys.stdout, "encoding", None) or "ascii"     # there is no stdout where it was closed before the start
+    return line.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def stamp(seconds):
@@ -1084,7 +1085,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message):
         if self.plugin:
-            print(plugin_error(message))
+            with suppress(OSError):     # the exit code is told all the same
+                print(plugin_error(message), flush=True)
             self.exit()
         self.exit(1, "{}: {}\nSee --help.\n".format(self.prog, message))
 

@@ -221,6 +221,15 @@ def test_a_verdict_that_nobody_can_be_told_is_not_good(fake, format, code):
     assert done.returncode == code
 
 
+def test_the_exit_code_stands_where_no_stdout_takes_the_line(fake):
+    for words, code in (("--bogus", 3), ("--url " + DEAD, 2), ("--url " + fake(healthy()).url, 0)):
+        command = "%s --format nagios %s" % (" ".join(CHECK), words)
+        done = subprocess.run(command + " >&-", shell=True, universal_newlines=True, stderr=subprocess.PIPE)
+        assert (done.returncode, done.stderr) == (code, "")
+    with open("/dev/full", "w") as full:
+        assert subprocess.run(CHECK + ["--format", "nagios", "--bogus"], stdout=full).returncode == 3
+
+
 # Nagios: thresholds
 
 @pytest.mark.parametrize("text, good, bad", [    # the examples of the guidelines, and the ends, which belong to the range
