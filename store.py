@@ -492,11 +492,16 @@ class Store:
             raise migration or diagnose(error, self.path, time.monotonic() - started) from None
 
     def attempt(self, until):
-        self.began = started = time.monotonic()
+        """Brings self.last up to date, or sets self.trouble. Raises Trouble where it was but the one who asks that did not wait for
+        a query: that says nothing of the database, and those who wait longer shall ask for themselves."""
+        former, self.began = self.began, time.monotonic()
         try:
-            self.refresh(started, until)
+            self.refresh(self.began, until)
             self.trouble, self.good_at = None, time.monotonic()
         except Trouble as trouble:
+            if trouble.reason == "timeout" and self.deadline == until:
+                self.began = former
+                raise
             self.trouble, self.failed_at = trouble, time.monotonic()
             self.failures[trouble.reason] += 1
         self.say()

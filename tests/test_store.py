@@ -406,6 +406,19 @@ def test_a_query_that_takes_too_long_is_interrupted(store, path):
     assert total(store) == 1
 
 
+def test_who_does_not_wait_for_a_query_learns_so_alone(store, path, events):
+    connection = sqlite3.connect(str(path))
+    connection.executemany("INSERT INTO rollup_due VALUES (?, '', '', 1)", (("1999-%06d" % i,) for i in range(300000)))
+    connection.commit()
+    store.timeout = 30
+    for _ in range(3):
+        with pytest.raises(Trouble) as caught:
+            store.snapshot(time.monotonic() + .001)
+        assert caught.value.reason == "timeout"
+    assert (store.trouble, store.failures, events) == (None, {}, [])
+    assert total(store) == 1
+
+
 def test_text_that_is_not_utf8_is_named(store, path):
     connection = sqlite3.connect(str(path))
     connection.execute("INSERT INTO shipments (reference, status, carrier) VALUES ('b', 'pending', CAST(x'FFFE' AS TEXT))")
