@@ -8,11 +8,13 @@
 
 import contextlib
 import errno
+import io
 import json
 import logging
 import math
 import os
 import re
+import select
 import sys
 import threading
 import time
@@ -22,6 +24,8 @@ from exposition import instant
 NAME = "metrics_service"
 ACCESS = "request"      # the event of an access line
 LOG_RETRY = 5           # s between two tries of a log file that could not be written
+STDOUT_SECONDS = 0.5    # that a line waits for who reads stdout; the next ones do not, until he goes on
+PIECE = 4096            # bytes that a pipe takes at once where it takes any: PIPE_BUF of pipe(7)
 VALUE_MAX = 4096        # characters of a value; of a longer one the middle is left out
 LINE_MAX = 16000        # bytes of a line, whose values are cut more for that: collectors split or drop from 16 KiB on
 THIN_SECONDS = 10       # in which of the same event...
@@ -244,7 +248,8 @@ class Log(logging.Handler):
         self.thinning = Thinning(self.lock, self.write)
         self.descriptor = self.inode = None
         self.reason, self.retry_at = None, 0  # why the file is not written to, None while it is
-        self.torn = False                     # the file ends in half a line
+        self.torn = self.cut = False          # the file, or stdout, ends in half a line
+        self.stuck = False                    # who reads stdout does not go on
         self.errors = self.lost = 0           # lines
         self.fallbacks = 0
         self.last_error = self.last_recovery = None     # Unix times
@@ -275,13 +280,27 @@ class Log(logging.Handler):
             data = data[os.write(self.descriptor, data):]
             self.torn = bool(data)
 
+    def await_reader(self):
+        """Waits until stdout takes a PIECE: a write to a full pipe would hold up all who log. Raises OSError where it does not."""
+        try:
+            ready = select.select([], [sys.stdout], [], 0 if self.stuck else STDOUT_SECONDS)[1]
+        except io.UnsupportedOperation:     # it is no file
+            return
+        self.stuck = not ready
+        if self.stuck:
+            raise BlockingIOError
+
     def write_stdout(self, line, level):
         prefix = PRIORITIES[level] if self.journal else ""
+        text = ("\n" if self.cut else "") + prefix + line.encode("ascii", "backslashreplace").decode() + "\n"
         try:
-            sys.stdout.write(prefix + line.encode("ascii", "backslashreplace").decode() + "\n")
-            sys.stdout.flush()
-        except (OSError, ValueError):  # nobody reads stdout, or it was closed: losing a line never costs a request
-            self.lost += 1
+            for start in range(0, len(text), PIECE):
+                self.await_reader()
+                sys.stdout.write(text[start:start + PIECE])
+                sys.stdout.flush()
+                self.cut = start + PIECE < len(text)
+        except (OSError, ValueError, TypeError, AttributeError):
+            self.lost += 1      # nobody reads it, or it was closed, or there is none: losing a line never costs a request
 
     def rendered(self, record):
         """The line of the record. Where it would be longer than LINE_MAX, all values are cut more."""

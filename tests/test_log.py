@@ -165,13 +165,42 @@ def test_a_closed_stdout_loses_the_line_and_nothing_else(start, monkeypatch):
         os.dup2(os.open(os.devnull, os.O_WRONLY), nobody.fileno())  # or its close would complain about the buffered line
 
 
+def test_a_reader_of_stdout_who_stops_costs_lines_and_holds_up_nobody(start, monkeypatch):
+    monkeypatch.setattr(eventlog, "STDOUT_SECONDS", 0.01)
+    reader, writer = os.pipe()
+    with open(reader, "rb", buffering=0) as pipe, open(writer, "w") as stdout:
+        monkeypatch.setattr(eventlog.sys, "stdout", stdout)
+        log = start()
+        for _ in range(100):
+            event(logging.WARNING, "exposed", detail="x" * 3000)
+        lost, told = log.lost, pipe.read(1 << 20)
+        event(logging.WARNING, "service_stopping")
+        lines = (told + pipe.read(1 << 20)).decode().split("\n")
+    assert 0 < lost < 100 and log.lost == lost
+    assert len([line for line in lines if line.endswith("x")]) == 100 - lost and lines[-2].endswith(" service_stopping")
+
+
+def test_a_line_that_was_cut_off_by_a_full_pipe_does_not_run_into_the_next(start, monkeypatch):
+    monkeypatch.setattr(eventlog, "STDOUT_SECONDS", 0.01)
+    reader, writer = os.pipe()
+    with open(reader, "rb", buffering=0) as pipe, open(writer, "w") as stdout:
+        monkeypatch.setattr(eventlog.sys, "stdout", stdout)
+        start()
+        os.write(writer, b"-" * (65536 - 4096))
+        event(logging.WARNING, "exposed", **{"detail%d" % number: "x" * 3000 for number in range(4)})
+        pipe.read(65536 - 4096)
+        event(logging.WARNING, "service_stopping")
+        cut, whole, end = pipe.read(1 << 20).decode().split("\n")
+    assert cut.endswith("xxx") and whole.endswith("Z WARNING service_stopping") and end == ""
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
 # One event, one line, in the types of ECS
 
 EVIL = ["\r\n2026-01-01T00:00:00.000Z ERROR forged", "\u2028", "\u2029", "\x85", "\x00", "\x1b[2J", "\ud800", "\udfff\ud800", "\u202e",
         "\ufeff", "\U0001f600" * 9000, "\x01" * 100000, "\\" * 9000, "x=\"y", "", " "]
 
 
-@pytest.mark.parametrize("form", ["text", "json"])
 def test_a_line_is_one_and_bounded_whatever_all_its_values_hold(start, tmp_path, form):
     start(tmp_path / "a.log", form)
     names = ("line", "route", "query", "user_agent", "error", "stack", "detail", "request_id")
