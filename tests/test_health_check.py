@@ -121,6 +121,8 @@ def fake():
         return fakes[-1]
     yield start
     for one in fakes:
+        with contextlib.suppress(OSError):      # closed by its test
+            one.listener.shutdown(socket.SHUT_RDWR)     # ends its thread, which a close alone would leave in accept
         one.listener.close()
 
 
