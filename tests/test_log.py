@@ -194,13 +194,13 @@ def test_a_line_that_was_cut_off_by_a_full_pipe_does_not_run_into_the_next(start
     assert cut.endswith("xxx") and whole.endswith("Z WARNING service_stopping") and end == ""
 
 
-@pytest.mark.parametrize("form", ["text", "json"])
 # One event, one line, in the types of ECS
 
 EVIL = ["\r\n2026-01-01T00:00:00.000Z ERROR forged", "\u2028", "\u2029", "\x85", "\x00", "\x1b[2J", "\ud800", "\udfff\ud800", "\u202e",
         "\ufeff", "\U0001f600" * 9000, "\x01" * 100000, "\\" * 9000, "x=\"y", "", " "]
 
 
+@pytest.mark.parametrize("form", ["text", "json"])
 def test_a_line_is_one_and_bounded_whatever_all_its_values_hold(start, tmp_path, form):
     start(tmp_path / "a.log", form)
     names = ("line", "route", "query", "user_agent", "error", "stack", "detail", "request_id")
