@@ -1,5 +1,6 @@
 """The check against real sockets: a fake that gives the service's answers or any fault, and the service itself."""
 
+import contextlib
 import json
 import os
 import shutil
