@@ -339,7 +339,7 @@ def json_answer(status, document, content_type="application/json", fields=()):
 
 
 def problem(status, detail, request_id, fields=(), **members):
-    """A problem+json Response: the status in words, the detail as a sentence or None, the request, further members as they are."""
+    """A problem+json Response: the status in words, the detail as a sentence or None, the request's id, further members."""
     phrase = phrase_of(status)
     document = {"type": "about:blank", "title": phrase, "status": int(status), "detail": detail or phrase,
                 "request_id": request_id}

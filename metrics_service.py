@@ -334,8 +334,8 @@ class Service:
         if self.access_log:
             self.log.access(**self.access_fields(answered))
         if seconds >= self.slow_seconds:
-            event(logging.WARNING, "slow_request", seconds=round(seconds, 6), method=head and head.method, route=head and head.path,
-                  status=answered.status, client=answered.address, request_id=answered.id)
+            event(logging.WARNING, "slow_request", seconds=round(seconds, 6), method=head and head.method,
+                  route=head and head.path, status=answered.status, client=answered.address, request_id=answered.id)
 
     def access_fields(self, answered):
         """What an access line says of an answer; of what was no request, its first line as it came."""
@@ -399,8 +399,9 @@ class Service:
             usage = supervision.usage()
         except OSError:     # no descriptor is left, and that must not cost the rest
             usage = None
-        return openmetrics.State(trouble and trouble.reason, migration_lock.running(self.store.path) is not None, self.refusal is not None,
-                                 sorted(self.routes) + ["other"], REASONS, usage)
+        migrating = migration_lock.running(self.store.path) is not None
+        return openmetrics.State(trouble and trouble.reason, migrating, self.refusal is not None, sorted(self.routes) + ["other"],
+                                 REASONS, usage)
 
     def shared_answer(self, snapshot, wanted):
         """The answer, rendered once for all who ask about the same figures."""

@@ -184,7 +184,7 @@ def histograms(rows):
 
 
 def ask(connection, now, spent):
-    """The exposition.Figures at the Unix time now; into `spent` go the seconds of each query by its name. Raises sqlite3.Error."""
+    """The exposition.Figures at the Unix time now; into `spent` go the seconds of each query. Raises sqlite3.Error."""
     bands = {"band%d" % i: hour_of(now - days * exposition.DAY) for i, (_, days) in enumerate(exposition.AGE_BANDS) if days}
     since = instant(now - (exposition.DAILY_DAYS - 1) * exposition.DAY)[:10]
     moment = dict(bands, now=instant(now), hour=hour_of(now), since=since)
