@@ -19,6 +19,7 @@ STATUS_MAX = 1000       # characters of a status line; the manager shows it in o
 FEEDS = 2               # of the watchdog in its period, as sd_watchdog_enabled(3) advises
 PATIENCE = 0.8          # part of the time between two feeds that the service may take to prove that it answers
 RETRY = 1.0             # s between two tries while it does not
+PERIOD_MAX = 86400      # s; a longer one is more than timeouts can be, and nobody minds a feed too many
 PIECE = 4096            # bytes of one read
 PIECES_MAX = 16         # of an answer that are read
 
@@ -36,7 +37,7 @@ class Manager:
         self.address = "\0" + given[1:] if given.startswith("@") else given if given.startswith("/") else None
         micros, whose = environ.get("WATCHDOG_USEC", ""), environ.get("WATCHDOG_PID", "")
         waits = self.address and WHOLE.match(micros) and whose in ("", str(pid))
-        self.period = int(micros) / 1e6 if waits else None
+        self.period = min(int(micros) / 1e6, PERIOD_MAX) if waits else None
 
     def tell(self, **values):
         """Sends the values in one datagram, in their order; whether the manager's socket has taken it. Never waits or raises."""

@@ -230,7 +230,8 @@ def test_a_manager_costs_one_thread_and_none_costs_none(launch, notified, databa
 
 @pytest.mark.parametrize("environ, period", [
     ({}, None), ({"WATCHDOG_USEC": "30000000"}, 30.0), ({"WATCHDOG_USEC": "3", "WATCHDOG_PID": "7"}, 3e-6),
-    ({"WATCHDOG_USEC": "3", "WATCHDOG_PID": "8"}, None), ({"WATCHDOG_USEC": "x"}, None), ({"WATCHDOG_USEC": "0"}, None)])
+    ({"WATCHDOG_USEC": "3", "WATCHDOG_PID": "8"}, None), ({"WATCHDOG_USEC": "x"}, None), ({"WATCHDOG_USEC": "0"}, None),
+    ({"WATCHDOG_USEC": "9" * 19}, 86400)])      # more than any timeout can be
 def test_the_watchdog_is_fed_only_where_it_waits_for_us(environ, period):
     assert notify.Manager(dict(environ, NOTIFY_SOCKET="/run/notify"), 7).period == period
 
