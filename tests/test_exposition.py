@@ -68,8 +68,7 @@ def written(form, now, blocks=BLOCKS, state=STATE):
 META = re.compile(r"# (HELP|TYPE|UNIT) ([a-zA-Z_][a-zA-Z0-9_]*) (\S.*)")
 SAMPLE = re.compile(r"([a-zA-Z_][a-zA-Z0-9_]*)(?:\{(.+)\})? (-?[0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?|\+Inf)", re.DOTALL)
 LABEL = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)="((?:[^"\\\n]|\\[\\"n])*)"(,|$)')
-ENDINGS = {"gauge": [""], "counter": ["_total"], "info": ["_info"], "summary": ["_sum", "_count"],
-           "histogram": ["_bucket", "_sum", "_count"]}
+ENDINGS = {"gauge": [""], "counter": ["_total"], "info": ["_info"], "histogram": ["_bucket", "_sum", "_count"]}
 UNESCAPED = {"\\\\": "\\", '\\"': '"', "\\n": "\n"}
 
 
@@ -153,9 +152,8 @@ class Parser:
         kind, values = self.head["TYPE"], [value for _, _, value in self.samples]
         require(kind != "info" or values == [1], "an info that is not 1")
         require(kind != "counter" or min(values) >= 0, "a counter below 0")
-        if kind in ("histogram", "summary"):
-            require([suffix for suffix, _, _ in self.samples[-2:]] == ["_sum", "_count"], "sum and count")
         if kind == "histogram":
+            require([suffix for suffix, _, _ in self.samples[-2:]] == ["_sum", "_count"], "sum and count")
             self.end_histogram([(labels["le"], value) for suffix, labels, value in self.samples if suffix == "_bucket"])
 
     def end_histogram(self, buckets):

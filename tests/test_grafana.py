@@ -18,8 +18,7 @@ PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 ROWS = [panel for panel in DASHBOARD["panels"] if panel["type"] == "row"]
 VARIABLES = {variable["name"]: variable for variable in DASHBOARD["templating"]["list"]}
 EXPRESSIONS = [target["expr"] for panel in PANELS for target in panel["targets"]]
-SAMPLES = {"counter": ["_total"], "info": ["_info"], "gauge": [""], "summary": ["_sum", "_count"],
-           "histogram": ["_bucket", "_sum", "_count"]}
+SAMPLES = {"counter": ["_total"], "info": ["_info"], "gauge": [""], "histogram": ["_bucket", "_sum", "_count"]}
 KINDS = {"stat", "table", "timeseries", "bargauge"}     # that Grafana 9 and 10 have of their own
 BLOCKS = ["external_labels:", "alerting:", "scheme: https", "metric_relabel_configs:"]     # that are comments as shipped
 UNITS = {"short", "none", "percentunit", "s", "reqps", "bytes"}
