@@ -25,7 +25,6 @@ INFINITE = float("inf")
 
 Spans = collections.namedtuple("Spans", "whole recent")     # Tallies, since the start and of the last five minutes
 
-
 clock = functools.partial(time.clock_gettime, BOOTTIME)     # s that nobody sets, and that suspending the machine does not stop
 
 

@@ -21,7 +21,7 @@ INFINITE = float("inf")
 SUFFIXES = {"counter": "_total", "info": "_info"}
 ENDS = ("refused", "evicted", "head_timeouts", "idle_timeouts", "write_timeouts", "tls_failures")   # of webserver.COUNTS
 
-Family = collections.namedtuple("Family", "name kind unit labels help")     # the name without the suffixes below
+Family = collections.namedtuple("Family", "name kind unit labels help")     # the name without its suffix
 State = collections.namedtuple("State", "reason migrating refused routes reasons usage")   # what the blocks do not say
 Histogram = collections.namedtuple("Histogram", "buckets sum")  # buckets: (upper bound, count up to it), the last bound infinite
 Dialect = collections.namedtuple("Dialect", "head bound end")
