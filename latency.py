@@ -89,9 +89,6 @@ class Latency:
         self.tally, self.turns = Tally(), (number + 1) * SLOT_SECONDS
         self.slots.append((number, self.tally))
 
-    def count(self):
-        return sum(self.spans().whole.counts)
-
     def spans(self):
         """The Spans up to now."""
         with self.lock:
