@@ -681,6 +681,14 @@ def test_who_cannot_wait_for_the_answer_to_another_is_told_the_reason(database):
     assert (one(series, "logistics_up"), one(series, "logistics_database_trouble", reason="timeout")) == (0, 1)
 
 
+@pytest.mark.parametrize("given, patience", [
+    ("10", 9.5), ("1", 0.5), ("0.6", 0.3), ("0", 0), ("-1", None), ("1e3", None), ("nan", None), ("1, 1", None), ("", None)])
+def test_a_scrapers_deadline_leaves_half_a_second_or_half_of_it(database, given, patience):
+    service = metrics_service.Service(eventlog.Log(), store.Store(str(database), 2, 60))
+    request = webserver.Request("GET", "/metrics", {}, {metrics_service.SCRAPE_TIMEOUT: given}, "127.0.0.1", 100, "a-1")
+    assert service.patience(request) == (float("inf") if patience is None else 100 + patience)
+
+
 def test_without_a_descriptor_for_proc_the_rest_is_told(database, monkeypatch):
     def fail():
         raise OSError(24, "Too many open files")
