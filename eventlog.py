@@ -275,7 +275,8 @@ class Log(logging.Handler):
     def write_file(self, line):
         """Appends the line. Raises OSError."""
         self.reopen()
-        data = (("\n" if self.torn else "") + line + "\n").encode("utf-8", "backslashreplace")
+        torn = self.torn and os.fstat(self.descriptor).st_size > 0      # else it was truncated, or is another by now
+        data = (("\n" if torn else "") + line + "\n").encode("utf-8", "backslashreplace")
         while data:
             data = data[os.write(self.descriptor, data):]
             self.torn = bool(data)

@@ -111,6 +111,16 @@ def test_a_full_disk_is_a_fallback_without_half_lines(start, tmp_path, capsys):
     assert [line.split()[2] for line in (lines[0], lines[2], lines[3])] == ["before", "log_recovered", "after"]
 
 
+@pytest.mark.parametrize("clear", [lambda path: os.truncate(str(path), 0), os.remove])
+def test_a_file_begun_anew_after_half_a_line_begins_with_a_line(start, tmp_path, clear):
+    log = start(tmp_path / "a.log")
+    event(logging.INFO, "cut off")
+    log.torn = True
+    clear(tmp_path / "a.log")
+    event(logging.INFO, "whole")
+    assert (tmp_path / "a.log").read_text().split(" ", 1)[1] == "INFO whole\n"
+
+
 def test_a_rotated_file_is_left_and_a_new_one_begun(start, tmp_path):
     start(tmp_path / "a.log")
     event(logging.INFO, "one")
