@@ -160,3 +160,12 @@ def test_the_document_has_them_beside_what_is_true_now(tmp_path):
     delivery = metrics(path)["delivery"]
     assert (delivery["on_time"], delivery["late"]) == (1, 1)
     assert delivery["deliveries_total"] == {"on_time": 1, "late": 2, "not_evaluated": 0}
+
+
+def test_a_rebuild_lowers_no_counter_though_the_triggers_missed_a_deletion(db):
+    add_rows(db, [dict(KEPT, reference=str(number)) for number in range(3)])
+    db.execute("DROP TRIGGER shipments_delete")
+    db.execute("DELETE FROM shipments WHERE reference < '2'")
+    db.execute("BEGIN")
+    rollups.rebuild(db)
+    assert counters(db) == (3, 0, 0) and list(rollups.differences(db)) == []

@@ -1,5 +1,6 @@
 """The id of a request: taken or made, and the same in the answer's header, in its problem document and on the log's lines."""
 
+import http.client
 import json
 import re
 import socket
@@ -206,3 +207,15 @@ def test_no_header_or_target_makes_a_second_line_or_one_that_cannot_be_read(laun
 def test_the_pattern_of_an_id_lets_nothing_through_that_a_line_or_a_header_would_have_to_quote():
     taken = {chr(code) for code in range(0x3000) if messages.REQUEST_ID.fullmatch(chr(code))}
     assert "".join(sorted(taken)) == "".join(sorted("+-./:=@_" + "".join(filter(str.isalnum, map(chr, range(128))))))
+
+
+def test_each_request_of_a_kept_connection_has_an_id_of_its_own(service):
+    connection = http.client.HTTPConnection(service.host, service.port, timeout=10)
+    names = []
+    for headers in ({}, {"X-Request-ID": "mine"}, {}):
+        connection.request("GET", "/livez", headers=headers)
+        response = connection.getresponse()
+        response.read()
+        names.append(response.headers["X-Request-ID"])
+    connection.close()
+    assert names[1] == "mine" and len(set(names)) == 3

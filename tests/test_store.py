@@ -415,6 +415,7 @@ def test_who_does_not_wait_for_a_query_learns_so_alone(store, path, events):
         with pytest.raises(Trouble) as caught:
             store.snapshot(time.monotonic() + .001)
         assert caught.value.reason == "timeout"
+        assert not store.began      # or those who waited meanwhile would share this
     assert (store.trouble, store.failures, events) == (None, {}, [])
     assert total(store) == 1
 
