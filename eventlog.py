@@ -282,7 +282,7 @@ class Log(logging.Handler):
             self.torn = bool(data)
 
     def await_reader(self):
-        """Waits until stdout takes a PIECE: a write to a full pipe would hold up all who log. Raises OSError where it does not."""
+        """Waits until stdout takes a PIECE: a write to a full pipe would hold up all who log. Raises OSError at its end."""
         try:
             ready = select.select([], [sys.stdout], [], 0 if self.stuck else STDOUT_SECONDS)[1]
         except io.UnsupportedOperation:     # it is no file

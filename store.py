@@ -492,8 +492,8 @@ class Store:
             raise migration or diagnose(error, self.path, time.monotonic() - started) from None
 
     def attempt(self, until):
-        """Brings self.last up to date, or sets self.trouble. Raises Trouble where it was but the one who asks that did not wait for
-        a query: that says nothing of the database, and those who wait longer shall ask for themselves."""
+        """Brings self.last up to date, or sets self.trouble. Raises Trouble where it was but the one who asks that did not wait
+        for a query: that says nothing of the database, and those who wait longer shall ask for themselves."""
         former, self.began = self.began, time.monotonic()
         try:
             self.refresh(self.began, until)
