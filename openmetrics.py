@@ -133,7 +133,6 @@ def whole_values(figures):
     """Of all shipments together."""
     lane = Lane(None, *sums(figures.modes, Lane, "shipments"))
     document = shipments_document(figures, lane)
-    known = [(status,) for status in STATUSES]
     statuses = {(status,): count for status, count in document["by_status"].items()}
     statuses[UNKNOWN,] = lane.shipments - sum(statuses.values())
     reasons = bounded([reason for reason, _ in figures.exceptions], REASONS)

@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -23,6 +22,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import seed                                                             # noqa: E402
 from conftest import Service, make_certificate, wait_for                # noqa: E402
+from smoke import free_port                                             # noqa: E402
 
 SHIPPED = ROOT / "deploy" / "prometheus"
 JOB = "metrics_service"
@@ -43,12 +43,6 @@ TOTALS = {
                   FROM shipments WHERE status = 'delivered' GROUP BY 1""",
     "transits": "SELECT '', count(*) FROM shipments WHERE status = 'delivered' AND " + NO_LATER.format(START, "delivered_at"),
 }
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def totals(moments):

@@ -6,8 +6,10 @@
 Copies the product into a scratch folder, as onto a host, and uses it there under a bare environment.
 """
 
+import contextlib
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -138,9 +140,12 @@ class Smoke(unittest.TestCase):
 
 
 def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port where nobody listens, below those that the kernel deals out: another test at this moment cannot be given it."""
+    while True:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            port = random.randrange(20000, 32000)
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def wait_for(condition):

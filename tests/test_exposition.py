@@ -21,7 +21,7 @@ import store
 import supervision
 import webserver
 from conftest import ROOT, add_rows, make_database, turn_second, wait_for
-from test_metrics import NOW, figures, shipment
+from test_metrics import figures, shipment
 
 EXPECTED = ROOT / "tests" / "exposition"
 FORMATS = {"text": openmetrics.TEXT, "openmetrics": openmetrics.OPENMETRICS}

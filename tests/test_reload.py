@@ -20,6 +20,7 @@ import pytest
 
 import supervision
 from conftest import DEADLINE, LONG, ROOT, Service, copy_product, make_certificate, wait_for
+from smoke import free_port
 
 GET = b"GET %s HTTP/1.1\r\nHost: localhost\r\n\r\n"
 LIVE = GET % b"/livez"
@@ -204,9 +205,7 @@ def test_the_process_stays_and_is_a_new_instance(service):
 
 
 def test_a_port_of_its_own_is_no_obstacle(make):
-    with contextlib.closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     service = make(port=port).start()
     for _ in range(2):
         service.reload()

@@ -20,6 +20,7 @@ import credentials
 import migration_lock
 import supervision
 from conftest import DEADLINE, ROOT, copy_product, make_certificate, make_database, wait_for
+from smoke import free_port
 
 Result = namedtuple("Result", "code out err")
 
@@ -92,12 +93,6 @@ def run(command, **options):
                              stderr=subprocess.PIPE, universal_newlines=True, **options)
     out, err = child.communicate(timeout=60)
     return Result(child.returncode, out, err)
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class House:
