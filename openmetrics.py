@@ -10,7 +10,7 @@ import collections
 import itertools
 import re
 
-from exposition import OUTCOMES, STATUSES, Lane, deliveries, shipments_document, sums, unix_time
+from exposition import OUTCOMES, Lane, deliveries, shipments_document, sums, unix_time
 
 MODES = ("air", "road", "rail", "ocean", "parcel", "multimodal")
 CARRIERS = 100          # carriers with series of their own, those with most shipments
