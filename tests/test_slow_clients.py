@@ -274,9 +274,11 @@ def test_when_full_the_connection_that_waited_longest_gives_way(launch_limited):
     limit = connections(service)["limit"]
     with contextlib.ExitStack() as stack:
         crowd = []
-        for _ in range(3 * limit):
+        for number in range(3 * limit):
             crowd.append(Slow((service.host, service.port), PLAIN["half a head"]))
             stack.callback(crowd[-1].socket.close)
+            if number % 32 == 0:    # its answer comes after the workers have read those before it: who waits unread cannot give way
+                ask(service, LIVE)
         for _ in range(10):
             status, _, seconds = ask(service, LIVE)
             assert status == 200 and seconds < GOOD
