@@ -74,13 +74,16 @@ def event(level, name, **fields):
     LOGGER.handle(made(level, name, fields))
 
 
-@contextlib.contextmanager
-def caused_by(**fields):
+class caused_by:    # a generator would cost twice as much, and every request passes here
     """Gives these fields to the events that this thread logs in the block."""
-    CAUSE.fields = fields
-    try:
-        yield
-    finally:
+
+    def __init__(self, **fields):
+        self.fields = fields
+
+    def __enter__(self):
+        CAUSE.fields = self.fields
+
+    def __exit__(self, *error):
         CAUSE.fields = {}
 
 

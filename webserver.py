@@ -223,7 +223,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.close_connection = True
         field = b"Connection: close\r\n" if self.close_connection else b"Connection: keep-alive\r\n" if http10 else b""
         body = b"" if bodiless else response.body
-        self.unsent = b"%s%sX-Request-ID: %s\r\n%s\r\n%s" % (response.head, server.date(), self.id.encode(), field, body)
+        self.unsent = b"".join((
+            response.head, server.date(), b"X-Request-ID: ", self.id.encode(), b"\r\n", field, b"\r\n", body))
         self.step, self.deadline = Handler.flush, now + WRITE_SECONDS
         server.application.observe(
             Answered(self.id, head, line, self.client_address, response.status, len(body), now - self.arrived))
