@@ -32,7 +32,7 @@ def calls(log, folder):
         text = text.replace("AT_FDCWD<%s>" % folder, "AT_FDCWD")
         if folder in text and (name != "openat" or "O_CREAT" in text):
             changes.append(len(made))
-        made.append(Call(name, counted[name], re.sub(r"\d+", "N", text.replace(folder, ".").split(" = ")[0])))
+        made.append(Call(name, counted[name], re.sub(r"\d+", "N", text.replace(folder, ".").split(" = ")[0]).rstrip()))
     assert len(processes) <= 1, "strace counts the calls of each process apart"
     return [made[place] for place in changes] + made[changes[-1] + 1:][:1] if changes else made[-1:]
 
