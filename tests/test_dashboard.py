@@ -393,10 +393,14 @@ def test_a_degraded_trend_is_a_warning_and_a_learning_one_is_not(document, look)
         server.say("/metrics", dict(document, trends=dict(trends("quiet"), age_seconds=7200)))
         page.run("refresh()")
         assert "Trends: quiet, OLD: of 10 Mar 12:00:00 UTC, 2\u202fh ago." in text(page, "#facts")
-        for nothing in (None, dict(trends("no_data"), metrics=[]), {"state": 3}, []):
+        for nothing in (None, dict(trends("no_data"), metrics=[])):
             server.say("/metrics", dict(document, trends=nothing))
             page.run("refresh()")
             assert text(page, "#word") == "OK"
+        for broken in ({"state": 3}, [], trends("degraded", since="yesterday")):
+            server.say("/metrics", dict(document, trends=broken))
+            page.run("refresh()")
+            assert findings(page) == ["Warning: trends This part of /metrics is not what it should be."] and not is_old(page)
         server.say("/metrics", dict(document, trends=dict(trends("unreadable"), reason="corrupt", detail="no JSON", metrics=[])))
         page.run("refresh()")
         assert findings(page) == ["Warning: trends corrupt no JSON"]
@@ -559,6 +563,7 @@ def test_only_a_change_of_the_verdict_is_read_aloud(document, look):
 
 def test_the_keyboard_goes_through_the_page_in_its_order(service, look):
     page = look(at_root(service))
+    page.send("Emulation.setFocusEmulationEnabled", enabled=True)
     seen = []
     for _ in range(60):
         page.key("Tab", 9)
