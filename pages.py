@@ -103,8 +103,8 @@ def summary(document, checks):
         findings(checks),
         table("Figures of %s" % document["generated_at"], ("Figure", "Value"), figure_rows(document)),
         table("Carriers, most overdue first", ("Carrier", "Overdue", "Late", "On time"), [
-            (one["carrier"] or "not recorded", count(one["overdue"]), count(one["late"]), percent(one["on_time"], one["evaluated"]))
-            for one in carriers])])
+            (one["carrier"] or "not recorded", count(one["overdue"]), count(one["late"]),
+             percent(one["on_time"], one["evaluated"])) for one in carriers])])
 
 
 def excuse(trouble, checks):

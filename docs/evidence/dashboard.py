@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Pictures of the dashboard, at each size and in each state: docs/evidence/screenshots/dashboard/*.png.
 
-    docs/evidence/dashboard.py [NAME...]      all of them, or those of these names
+    docs/evidence/dashboard.py [sizes] [stand_ins] [troubles]      all of them, or those of these groups
 
 Needs chromium, and nothing else beyond what the service needs. The figures come from a database that seed.py makes.
 """
@@ -29,8 +29,10 @@ from stand_in import READY, StandIn
 ANSWERED = "state.level !== 'asking'"
 OLD = "state.trouble || (refresh(), false)"     # within a tenth of a second the last figures are still good
 DESK, PHONE, TABLET, WALL = (1440, 900), (320, 640), (768, 1024), (3840, 2160)
-HOSTILE = ("<script>alert(1)</script>", "x" * 500, "\u202eecnalubma kcirtap", "\U0001f69a\U0001f4a5 Express \u202e\u2066", "مكتب البريد السريع",
-           "&amp; <b>bold</b> \"quotes\"", "", "\u200b")
+HOSTILE = ("<script>alert(1)</script>", "x" * 500, "\u202eecnalubma kcirtap", "\U0001f69a Express \u2066",
+           "مكتب البريد السريع", "&amp; <b>bold</b> \"quotes\"", "\u200b")
+FULL = dict(READY, status="warn", checks=dict(READY["checks"], **{"log:target": [{
+    "status": "warn", "reason": "disk_full", "output": "the log file /srv/metrics.log cannot be written; logging to stdout"}]}))
 
 
 class Service:
@@ -73,12 +75,11 @@ def seeded(path, rows):
     return path
 
 
-def take(browser, url, name, size=DESK, until=ANSWERED, script=True, act=None, whole=True, medium="", **features):
-    """One picture, once the page shows what it is to show."""
+def take(browser, url, name, size=DESK, until=ANSWERED, script=True, act=None, medium="", **features):
+    """One picture, once the page shows what it is to show; of a wall screen at half its scale."""
     page = browser.page(*size, mobile=size == PHONE)
     page.media(medium, **features)
-    if not script:
-        page.send("Emulation.setScriptExecutionDisabled", value=True)
+    page.send("Emulation.setScriptExecutionDisabled", value=not script)
     page.open(url)
     if script:
         page.wait(ANSWERED)
@@ -86,7 +87,7 @@ def take(browser, url, name, size=DESK, until=ANSWERED, script=True, act=None, w
         act(page)
     if script:
         page.wait(until)
-    page.screenshot(PICTURES / (name + ".png"), whole)
+    page.screenshot(PICTURES / (name + ".png"), size != WALL, 0.5 if size == WALL else 1)
     page.close()
     print(name)
 
@@ -124,10 +125,9 @@ def trends(state, **metric):
 def sizes(browser, service):
     for name, size in (("phone", PHONE), ("tablet", TABLET), ("desk", DESK), ("wall", WALL)):
         take(browser, service.url, "healthy-" + name, size)
-        take(browser, service.url, "dark-" + name, size, prefers_color_scheme="dark")
+        if size != TABLET:
+            take(browser, service.url, "dark-" + name, size, prefers_color_scheme="dark")
     take(browser, service.url, "print", (760, 1000), medium="print")
-    take(browser, service.url, "contrast-forced", forced_colors="active", prefers_color_scheme="dark")
-    take(browser, service.url, "no-script-desk", script=False)
     take(browser, service.url, "no-script-phone", PHONE, script=False)
     take(browser, service.url, "explained", act=lambda page: page.run("document.querySelector('#carriers tbody button').focus()"))
 
@@ -156,31 +156,32 @@ def troubles(browser, service):
 
 
 def stand_ins(browser, document):
-    for name, size, metrics in (
-            ("carriers-200", DESK, many(document, 200)), ("hostile-desk", DESK, hostile(document)),
-            ("hostile-phone", PHONE, hostile(document)), ("large-desk", DESK, large(document)), ("large-phone", PHONE, large(document)),
-            ("trend-learning", DESK, dict(document, trends=trends("learning"))),
-            ("trend-degraded-phone", PHONE, dict(document, trends=trends("degraded")))):
-        with StandIn(metrics) as server:
+    for name, size, metrics, ready in (
+            ("carriers-200", DESK, many(document, 200), READY), ("hostile-phone", PHONE, hostile(document), READY),
+            ("large-phone", PHONE, large(document), READY), ("warning-desk", DESK, document, FULL),
+            ("trend-learning", DESK, dict(document, trends=trends("learning")), READY),
+            ("trend-degraded-phone", PHONE, dict(document, trends=trends("degraded")), READY)):
+        with StandIn(metrics, ready) as server:
             take(browser, server.url, name, size)
-    with StandIn(document, dict(READY, status="warn", checks=dict(READY["checks"], **{"log:target": [
-            {"status": "warn", "reason": "disk_full", "output": "the log file /var/log/metrics.log cannot be written; logging to stdout"}]}))) as server:
-        take(browser, server.url, "warning-desk", until="state.level === 'warn'")
 
 
 def main(names):
+    """Takes the pictures of the groups with these names, of all without."""
     PICTURES.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         browser = stack.enter_context(Chromium())
-        for rows, group in ((0, None), (1, None), (60000, sizes)):
+
+        def serve(rows):
             inner = folder / str(rows)
             inner.mkdir()
             service = Service(inner, seeded(inner / "shipments.db", rows))
             stack.callback(service.stop)
-            if not group:
-                take(browser, service.url, {0: "empty-desk", 1: "one-shipment-phone"}[rows], PHONE if rows else DESK)
+            return service
+        service = serve(60000)
         if not names or "sizes" in names:
+            take(browser, serve(0).url, "empty-desk")
+            take(browser, serve(1).url, "one-shipment-phone", PHONE)
             sizes(browser, service)
         if not names or "stand_ins" in names:
             stand_ins(browser, service.document())
