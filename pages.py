@@ -51,12 +51,16 @@ def count(number):
 
 
 def percent(part, whole):
-    """A share in words. What is not all of it is never rounded to 100 %, nor a part of it to 0 %."""
+    """A share in words: never 100 % for less than all, nor 0 % for more than none."""
     if not whole:
-        return "\N{EM DASH} (none evaluated)"
-    tenths = round(1000 * part / whole)
-    tenths = min(tenths, 999) if part < whole else tenths
-    return "%.1f %% of %s" % ((max(tenths, 1) if part else tenths) / 10, count(whole))
+        return "\N{EM DASH}"
+    tenths = min(round(1000 * part / whole), 1000 if part == whole else 999)
+    return "%.1f %%" % (max(tenths, 1 if part else 0) / 10)
+
+
+def share(part, whole):
+    """The same with what it is a share of."""
+    return "%s of %s evaluated" % (percent(part, whole), count(whole))
 
 
 def table(caption, header, rows):
@@ -77,9 +81,9 @@ def figure_rows(document):
     yield "In exception", count(shipments["by_status"]["exception"])
     yield "Created today, UTC", count(today["created"])
     yield "Delivered today, UTC", count(today["delivered"])
-    yield "On time today", percent(today["on_time"], today["on_time"] + today["late"])
-    yield "On time, last %d days" % len(document["daily"]), percent(month[0], sum(month))
-    yield "On time, ever", percent(delivery["on_time"], delivery["evaluated"])
+    yield "On time today", share(today["on_time"], today["on_time"] + today["late"])
+    yield "On time, last %d days" % len(document["daily"]), share(month[0], sum(month))
+    yield "On time, ever", share(delivery["on_time"], delivery["evaluated"])
 
 
 def finding(name, reason, words):
@@ -89,18 +93,18 @@ def finding(name, reason, words):
 
 
 def findings(checks):
-    """The checks of /readyz that do not pass, as a list."""
-    bad = [finding(name, one["reason"], one["output"]) for name, (one,) in checks.items() if one["status"] != "pass"]
-    return "<ul>%s</ul>" % "".join(bad) if bad else ""
+    """The checks of /readyz that do not pass."""
+    return [finding(name, one["reason"], one["output"]) for name, (one,) in checks.items() if one["status"] != "pass"]
 
 
 def summary(document, checks):
-    stale = document["stale"]
-    age = "these figures are %d s old: %s" % (stale["age_seconds"], stale["detail"]) if stale else ""
+    bad, stale = findings(checks), document["stale"]
+    if stale:
+        words = "these figures are %d s old: %s" % (stale["age_seconds"], stale["detail"])
+        bad.insert(0, finding("Old figures", stale["reason"], words))
     carriers = sorted(document["by_carrier"], key=lambda one: (-one["overdue"], -one["late"]))[:CARRIERS]
     return "\n".join([
-        finding("Old figures", stale["reason"], age) if stale else "",
-        findings(checks),
+        "<ul>%s</ul>" % "".join(bad or ["<li>All checks pass.</li>"]),
         table("Figures of %s" % document["generated_at"], ("Figure", "Value"), figure_rows(document)),
         table("Carriers, most overdue first", ("Carrier", "Overdue", "Late", "On time"), [
             (one["carrier"] or "not recorded", count(one["overdue"]), count(one["late"]),
@@ -108,7 +112,7 @@ def summary(document, checks):
 
 
 def excuse(trouble, checks):
-    return "<ul>%s</ul>\n%s" % (finding("No figures", trouble.reason, trouble.detail), findings(checks))
+    return "<ul>%s</ul>" % "".join([finding("No figures", trouble.reason, trouble.detail)] + findings(checks))
 
 
 def anchor(heading):

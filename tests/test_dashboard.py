@@ -18,7 +18,7 @@ import pytest
 
 import pages
 from chromium import BrowserError, Chromium
-from conftest import ROOT, Service, add_rows, copy_product, make_database, wait_for
+from conftest import ROOT, Service, add_rows, copy_product, make_database, turn_second, wait_for
 from stand_in import READY, StandIn
 
 SOURCE = (ROOT / "dashboard.html").read_text(encoding="utf-8")
@@ -511,7 +511,8 @@ def test_without_script_the_same_figures_are_a_table(service, document, look):
     cells = [node.name for node in page.accessible() if node.role in ("cell", "gridcell", "rowheader")]
     figures = dict(zip(cells[::2], cells[1::2]))
     assert figures["Open"] == "4" and figures["Overdue"] == "3" and figures["Delivered today, UTC"] == "3"
-    assert figures["On time, ever"] == "77.8 % of 9"
+    assert figures["On time, ever"] == "77.8 % of 9 evaluated"
+    assert page.send("Page.getLayoutMetrics")["cssContentSize"]["width"] <= 320
     assert "Bad" in names(page, "rowheader") and page.console == []
 
 
@@ -520,7 +521,20 @@ def test_without_script_and_figures_the_reason_stands_there(tmp_path, launch):
     service = launch(database)
     database.rename(tmp_path / "elsewhere.db")
     status, _, body = service.request("/")
-    assert status == 200 and b'<a href="runbook?entry=missing">missing</a>' in body
+    assert status == 200 and b'<strong>No figures</strong> <a href="runbook?entry=missing">missing</a>' in body
+
+
+def test_without_script_stale_figures_say_so(tmp_path, launch):
+    database = make_database(tmp_path / "shipments.db", shipments())
+    service = launch(database)
+    assert b"<li>All checks pass.</li>" in service.request("/")[2]
+    writer = sqlite3.connect(str(database), isolation_level=None)
+    writer.execute("BEGIN EXCLUSIVE")
+    turn_second()
+    body = service.request("/")[2].decode()
+    writer.close()
+    assert re.search(r"<strong>Old figures</strong> <a href=.runbook\?entry=locked.>locked</a>: these figures are \d+ s old: ", body)
+    assert "All checks pass" not in body
 
 
 def test_a_locked_database_does_not_hold_up_the_page(database, launch):
