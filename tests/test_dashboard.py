@@ -314,6 +314,17 @@ def test_without_any_figures_all_are_dashes_with_the_reason(tmp_path, launch, lo
     assert texts(page, "#counts .value") == ["4", "3", "1", "3"]
 
 
+def test_what_an_error_told_of_the_service_becomes_old_too(tmp_path, launch, look):
+    database = make_database(tmp_path / "shipments.db")
+    service = launch(database)
+    database.rename(tmp_path / "elsewhere.db")
+    page = look(at_root(service), haste=True)
+    assert page.run("!state.metrics && !find('service').hasAttribute('data-old')")
+    service.stop()
+    page.wait("state.level === 'silent'")
+    assert page.run("find('service').hasAttribute('data-old') && !find('counts').hasAttribute('data-old')"), "dashes have no age"
+
+
 def test_stale_figures_are_grey_and_say_why(tmp_path, launch, look):
     database = make_database(tmp_path / "shipments.db", shipments())
     page = look(at_root(launch(database)), haste=True)
@@ -693,7 +704,10 @@ def test_forced_colours_and_print_keep_what_matters(service, look):
     assert page.run("getComputedStyle(document.querySelector('.delivered')).fill") == "rgb(0, 0, 0)"
     page.media("print")
     assert page.run("getComputedStyle(find('day')).display === 'none' && getComputedStyle(find('explain')).display === 'none'")
-    assert page.run("getComputedStyle(find('verdict')).color") == "rgb(0, 0, 0)"
+    page.run("clearTimeout(timer), state.trouble = 'missing', tick()")
+    assert is_old(page)
+    for node in ("verdict", "clock"):
+        assert page.run("getComputedStyle(find('%s')).color" % node) == "rgb(0, 0, 0)"
     assert overflow(page) == []
     assert base64.b64decode(page.send("Page.printToPDF")["data"]).startswith(b"%PDF")
 
