@@ -59,8 +59,8 @@ def percent(part, whole):
 
 
 def share(part, whole):
-    """The same with what it is a share of."""
-    return "%s of %s evaluated" % (percent(part, whole), count(whole))
+    """The same with how many it is a share of."""
+    return "%s of %s" % (percent(part, whole), count(whole))
 
 
 def table(caption, header, rows):
