@@ -49,6 +49,7 @@ import migration_lock
 import negotiation
 import notify
 import openmetrics
+import pages
 import schema_check
 import supervision
 import webserver
@@ -72,6 +73,9 @@ SCRAPE_TIMEOUT = "x-prometheus-scrape-timeout-seconds"  # header that Prometheus
 SCRAPE_MARGIN = 0.5     # s that an answer is to come before it
 RENDERED_MAX = 16       # answers kept, of different formats and hours of history
 ZIP_FROM = 1000         # bytes of an answer that is compressed for who wants that; less fits into one packet anyway
+PAGE_PATIENCE = 1.0     # s that the dashboard waits for its summary: its script asks for itself
+DASHBOARD = os.path.join(FOLDER, "dashboard.html")
+RUNBOOK = os.path.join(FOLDER, "docs", "runbook.md")
 ZIP_LEVEL = 4           # of zlib: half the time of its default, and hardly more bytes
 
 # Settings: each METRICS_* variable once, with its default, its range and the cure for a bad value
@@ -258,6 +262,21 @@ def zipped(body):
     return coder.compress(body) + coder.flush()
 
 
+def packed(content_type, body, fields, wanted):
+    """The Response 200, compressed where that is wanted and worth it."""
+    if wanted and len(body) >= ZIP_FROM:
+        body, fields = zipped(body), fields + [("Content-Encoding", "gzip")]
+    return messages.Response(200, content_type, body, fields)
+
+
+def load_dashboard():
+    """(pages.Dashboard, None), or (None, what is wrong with its file): the service is of use without."""
+    try:
+        return pages.Dashboard(DASHBOARD), None
+    except (OSError, ValueError) as error:
+        return None, "%s cannot be used: %s; copy the whole folder again" % (DASHBOARD, getattr(error, "strerror", None) or error)
+
+
 CHALLENGE = 'Basic realm="%s", charset="UTF-8"' % NAME  # RFC 7617, 2.1
 VARY = [("Vary", "Accept, Accept-Encoding")]
 Wanted = collections.namedtuple("Wanted", "form zipped history")    # what one answer to /metrics differs in from another
@@ -276,9 +295,11 @@ class Service:
         self.server = None                # webserver.Server, once there is one
         self.rendering = threading.Lock()
         self.rendered = None, {}          # figures, and the answers made of them by what was Wanted
+        self.dashboard, self.fault = load_dashboard()
         self.open = {"/readyz", "/healthz"}             # to anybody, though not all of it
-        self.slow = {"/metrics", "/readyz", "/healthz"}
-        self.routes = {"/metrics": self.metrics, "/livez": self.livez, "/readyz": self.readyz, "/healthz": self.readyz}
+        self.slow = {"/", "/metrics", "/readyz", "/healthz"}
+        self.routes = {"/": self.page, "/metrics": self.metrics, "/livez": self.livez, "/readyz": self.readyz,
+                       "/healthz": self.readyz, "/runbook": self.runbook}
 
     def respond(self, request):
         """The Response to any request, whose id is in all that is logged on the way."""
@@ -381,10 +402,7 @@ class Service:
         return request.arrived + max(seconds - SCRAPE_MARGIN, seconds / 2)
 
     def answer(self, snapshot, wanted):
-        body, fields = self.body(snapshot, wanted), VARY
-        if wanted.zipped and len(body) >= ZIP_FROM:
-            body, fields = zipped(body), VARY + [("Content-Encoding", "gzip")]
-        return messages.Response(200, wanted.form.content_type, body, fields)
+        return packed(wanted.form.content_type, self.body(snapshot, wanted), VARY, wanted.zipped)
 
     def body(self, snapshot, wanted):
         if wanted.form is negotiation.JSON:
@@ -430,20 +448,53 @@ class Service:
         value = query["history"][-1]
         return int(value) if re.match(r"[1-9]\d{0,2}\Z", value, re.ASCII) and int(value) <= exposition.HISTORY_HOURS else None
 
+    def page(self, request, trusted):
+        """The dashboard. It never fails for want of the database: its script tells what is wrong, and so does its summary."""
+        if self.fault:
+            return messages.problem(404, self.fault, request.id)
+        fields = [("Content-Security-Policy", self.dashboard.policy), ("Vary", "Accept-Encoding")]
+        return packed("text/html; charset=utf-8", self.dashboard.body(self.summary(request)), fields,
+                      negotiation.compressed(request.headers.get("accept-encoding", "")))
+
+    def summary(self, request):
+        """What the dashboard tells without JavaScript, as HTML."""
+        try:
+            snapshot = self.store.current(min(self.patience(request), request.arrived + PAGE_PATIENCE))
+        except Trouble as trouble:
+            return pages.excuse(trouble, self.inner_checks())
+        return pages.summary(self.document(snapshot, 0), self.inner_checks())
+
+    def runbook(self, request, trusted):
+        """The runbook, or one entry of it, from this folder: for who has no other way to the file."""
+        try:
+            with open(RUNBOOK, encoding="utf-8") as file:
+                text = file.read()
+        except OSError as error:
+            return messages.problem(404, "%s cannot be read: %s" % (RUNBOOK, error.strerror), request.id)
+        if "entry" in request.query:
+            text = pages.entry(text, request.query["entry"][-1])
+        if text is None:
+            return messages.problem(404, "the runbook has no such entry; /runbook has them all", request.id)
+        return messages.Response(200, "text/plain; charset=utf-8", text.encode("utf-8"))
+
     def livez(self, request, trusted):
         return messages.json_answer(200, {"service": NAME, "instance": self.instance, "started_at": instant(self.started_at)})
 
     def readyz(self, request, trusted):
-        checks = {"database:shipments": self.database_entry(), "database:schema": self.schema_entry(),
-                  "log:target": self.log_entry(), "service:reload": self.reload_entry()}
-        if self.certificate_end is not None:
-            checks["tls:certificate"] = self.certificate_entry()
+        checks = dict({"database:shipments": self.database_entry()}, **self.inner_checks())
         states = {entry["status"] for (entry,) in checks.values()}
         status = next(state for state in ("fail", "warn", "pass") if state in states)
         document = {"status": status, "version": "1", "releaseId": VERSION, "serviceId": NAME, "instance": self.instance,
                     "checks": checks}
         return messages.json_answer(503 if status == "fail" else 200, document if trusted else {"status": status},
                                     "application/health+json")
+
+    def inner_checks(self):
+        """The checks that ask no database."""
+        checks = {"database:schema": self.schema_entry(), "log:target": self.log_entry(), "service:reload": self.reload_entry()}
+        if self.certificate_end is not None:
+            checks["tls:certificate"] = self.certificate_entry()
+        return checks
 
     def database_entry(self):
         try:
@@ -633,6 +684,9 @@ def writable(path):
 
 
 def check_files(settings):
+    why = load_dashboard()[1]
+    if why:
+        yield Finding("warning", why)
     why = writable(settings.log_file) if settings.log_file else None
     if why:
         yield Finding("warning", "METRICS_LOG_FILE %s cannot be written: %s; the service will log to stdout" % (
@@ -1105,7 +1159,7 @@ def command_demo(env_file):
                 raise OSError("seed.py could not make the demo's database in %s, exit code %d" % (folder, code))
             with live_traffic(settings.db_path), supervision.PidFile(settings.pid_file):
                 life = prepare(settings, complaints, log, signals, env_file)
-                print("demo: open %s/metrics, /readyz or /livez; Ctrl-C ends it and removes %s" % (life.start(None), folder),
+                print("demo: open %s/ for the dashboard, or /metrics; Ctrl-C ends it and removes %s" % (life.start(None), folder),
                       flush=True)
                 return life.run()
     finally:

@@ -111,7 +111,8 @@ class Page:
     def show(self, visible=True):
         """Brings the window back, or hides it, as a tab that nobody looks at."""
         window = self.browser.send("Browser.getWindowForTarget", targetId=self.target)["windowId"]
-        self.browser.send("Browser.setWindowBounds", windowId=window, bounds={"windowState": "normal" if visible else "minimized"})
+        bounds = {"windowState": "normal" if visible else "minimized"}
+        self.browser.send("Browser.setWindowBounds", windowId=window, bounds=bounds)
         self.wait("document.visibilityState === '%s'" % ("visible" if visible else "hidden"))
 
     def accessible(self):
@@ -124,9 +125,13 @@ class Page:
                 found.append(Node(role, name, words, properties))
         return found
 
-    def screenshot(self, path, whole=False):
-        """Writes a PNG file of the window, or of the whole page."""
-        data = self.send("Page.captureScreenshot", format="png", captureBeyondViewport=whole)["data"]
+    def screenshot(self, path, whole=False, scale=1):
+        """Writes a PNG file of the window, or of the whole page, in another scale than the screen's."""
+        layout = self.send("Page.getLayoutMetrics")
+        window, content = layout["cssLayoutViewport"], layout["cssContentSize"]
+        clip = {"x": 0, "y": 0, "width": window["clientWidth"], "scale": scale,
+                "height": max(window["clientHeight"], content["height"]) if whole else window["clientHeight"]}
+        data = self.send("Page.captureScreenshot", format="png", clip=clip, captureBeyondViewport=whole)["data"]
         Path(str(path)).write_bytes(base64.b64decode(data))
 
     def close(self):

@@ -22,7 +22,7 @@ os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
 for name in [name for name in os.environ if name.startswith("METRICS_")]:
     del os.environ[name]  # whoever runs the tests may have a service of their own
 
-FILES = sorted(path.name for path in ROOT.iterdir() if path.suffix in (".py", ".sh", ".sql"))  # what is copied to a host
+FILES = sorted(path.name for path in ROOT.iterdir() if path.suffix in (".py", ".sh", ".sql", ".html"))  # what is copied to a host
 LONG = bool(os.environ.get("LONG_TESTS"))  # more of what is only sampled otherwise, such as moments to be killed at
 CLAIMS = os.environ.get("TEST_CLAIMS")    # a folder that several runs share, see pytest_runtest_protocol
 DEADLINE = 10  # s; how long a test waits for what should come at once

@@ -24,7 +24,7 @@ import urllib.request
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-FILES = [path for path in ROOT.iterdir() if path.suffix in (".py", ".sh", ".sql")]
+FILES = [path for path in ROOT.iterdir() if path.suffix in (".py", ".sh", ".sql", ".html")]
 NOW = "2026-03-10T12:00:00Z"
 DEADLINE = 20  # s
 TAKEN = []     # sockets that keep the ports of this process from others' tests
@@ -132,7 +132,9 @@ class Smoke(unittest.TestCase):
                                 universal_newlines=True,
                                 env={"PATH": os.environ["PATH"], "TMPDIR": str(scratch), "METRICS_PORT": "0"})
         url = next(line.split()[2] for line in demo.stdout if line.startswith("demo: open "))
-        with urllib.request.urlopen(url.rstrip(","), timeout=DEADLINE) as response:
+        with urllib.request.urlopen(url, timeout=DEADLINE) as response:
+            self.assertIn(b"<title>Shipments</title>", response.read())
+        with urllib.request.urlopen(url + "metrics", timeout=DEADLINE) as response:
             self.assertGreater(json.loads(response.read().decode())["shipments"]["open"], 0)
         demo.send_signal(signal.SIGINT)
         demo.stdout.read()

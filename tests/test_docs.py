@@ -37,7 +37,7 @@ HTTP = ROOT / "docs" / "http.md"
 ARCHITECTURE = ROOT / "docs" / "architecture"
 RUNBOOK = ROOT / "docs" / "runbook.md"
 PAGES = sorted(ROOT.glob("README.md")) + sorted((ROOT / "docs").glob("**/*.md"))
-PROGRAMS = sorted(path.name for end in ("py", "sh", "sql") for path in ROOT.glob("*." + end))
+PROGRAMS = sorted(path.name for end in ("py", "sh", "sql", "html") for path in ROOT.glob("*." + end))
 OWN_BLOCKS = ("service.", "database.", "requests.", "connections.", "tls", "logging.")
 
 Row = collections.namedtuple("Row", "section header cells")     # section: the second-level heading above it

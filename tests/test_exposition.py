@@ -25,7 +25,7 @@ from test_metrics import figures, shipment
 
 EXPECTED = ROOT / "tests" / "exposition"
 FORMATS = {"text": openmetrics.TEXT, "openmetrics": openmetrics.OPENMETRICS}
-ROUTES = ["/healthz", "/livez", "/metrics", "/readyz", "other"]
+ROUTES = ["/", "/healthz", "/livez", "/metrics", "/readyz", "/runbook", "other"]
 HOSTILE = ['a"b', "back\\slash", "new\nline", "\\n", "tab\tand\rreturn", "nul\0", "{},=# EOF\n# EOF",
            "\U0001f69a\u2028\ufeff", "x" * 5000, "other", "unknown", "", " ", 'a"} 1\nlogistics_up 0']
 SMALL = [

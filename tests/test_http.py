@@ -36,10 +36,10 @@ FIELD = re.compile(rb"(" + TOKEN + rb"): ([!-~](?:[ -~]*[!-~])?)\r\n")
 IMF_FIXDATE = "%a, %d %b %Y %H:%M:%S GMT"
 ALWAYS = {  # fields of every answer, and what their values may be: nothing of a request gets through
     "Date": r"[A-Z][a-z]{2}, \d\d [A-Z][a-z]{2} \d{4} \d\d:\d\d:\d\d GMT", "Server": "metrics_service",
-    "Content-Length": r"[1-9]\d*", "Content-Type": r"application/(problem\+|health\+)?json", "Cache-Control": "no-store",
+    "Content-Length": r"[1-9]\d*", "Content-Type": r"application/(problem\+|health\+)?json|text/html; charset=utf-8", "Cache-Control": "no-store",
     "X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY", "Referrer-Policy": "no-referrer",
-    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'", "X-Request-ID": "[0-9a-f]{16}-[0-9a-f]{8}"}
-SOMETIMES = {"Connection": "close|keep-alive", "Allow": "GET, HEAD", "Vary": "Accept, Accept-Encoding"}
+    "Content-Security-Policy": "default-src 'none'; (script-src 'sha256-[^;]+; [ -~]+; )?frame-ancestors 'none'", "X-Request-ID": "[0-9a-f]{16}-[0-9a-f]{8}"}
+SOMETIMES = {"Connection": "close|keep-alive", "Allow": "GET, HEAD", "Vary": "(Accept, )?Accept-Encoding"}
 
 Answer = collections.namedtuple("Answer", "status fields body")  # fields: name -> value
 Row = collections.namedtuple("Row", "section behaviour sent expected half_close")
@@ -55,7 +55,9 @@ def check(answer, bodiless):
     assert time.strftime(IMF_FIXDATE, time.gmtime(sent)) == answer.fields["Date"] and abs(time.time() - sent) < 5
     assert (answer.status == 405) == ("Allow" in answer.fields)
     assert (answer.status >= 400) == (answer.fields["Content-Type"] == "application/problem+json")
-    document = {"status": answer.status} if bodiless else json.loads(answer.body.decode())
+    page = answer.fields["Content-Type"].startswith("text/html")
+    assert page == answer.fields["Content-Security-Policy"].startswith("default-src 'none'; script-src")
+    document = {"status": answer.status} if bodiless or page else json.loads(answer.body.decode())
     if answer.status >= 400 and not bodiless:
         assert sorted(set(document) & {"type", "title", "status", "detail"}) == ["detail", "status", "title", "type"]
         assert document["request_id"] == answer.fields["X-Request-ID"]

@@ -27,7 +27,8 @@ def imported(path):
 
 
 def test_the_files_of_the_product_are_there():
-    assert {"metrics_service.py", "health_check.py", "restart_service.sh", "schema.sql", "seed.py"} <= set(FILES)
+    assert {"metrics_service.py", "health_check.py", "restart_service.sh", "schema.sql", "seed.py",
+            "dashboard.html"} <= set(FILES)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.name)
@@ -44,7 +45,8 @@ def test_no_file_bears_the_name_of_a_standard_module(path):
 def test_nothing_imports_the_service_and_the_check_imports_no_sibling():
     graph = {path.stem: set(imported(path)) & OWN for path in MODULES}
     assert not any("metrics_service" in names for names in graph.values())
-    alone = ("health_check", "supervision", "exposition", "credentials", "messages", "negotiation", "notify", "rollups")
+    alone = ("health_check", "supervision", "exposition", "credentials", "messages", "negotiation", "notify", "pages",
+             "rollups")
     assert {name: graph[name] for name in alone} == dict.fromkeys(alone, set())
     assert (graph["webserver"], graph["tls"]) == ({"messages"}, {"messages", "webserver"})
     assert (graph["migration_lock"], graph["dbfile"]) == ({"supervision"}, {"migration_lock"})

@@ -174,7 +174,7 @@ def test_an_unknown_path_is_a_problem_that_names_the_known(service):
     status, headers, body = service.request("/metricz")
     assert (status, headers["Content-Type"]) == (404, "application/problem+json")
     assert json.loads(body.decode()) == {"type": "about:blank", "title": "Not Found", "status": 404,
-                                         "detail": "no such path; there are /healthz, /livez, /metrics, /readyz",
+                                         "detail": "no such path; there are /, /healthz, /livez, /metrics, /readyz, /runbook",
                                          "request_id": headers["X-Request-ID"]}
 
 
