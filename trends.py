@@ -1,104 +1,137 @@
-"""What no threshold names: whether a number of today is as odd as hardly any before it, by hour and kind of day.
+"""What no threshold names: whether a metric's value is as odd as hardly any before it, for its hour and kind of day.
 
     detector, alarm = Detector(300), Alarm(threshold(300, tolerated(6)))
-    judged = detector.update(time, value)       # each step once, in order; what comes later is never looked at
-    if alarm.update(judged): ...                # once an incident
+    if alarm.update(detector.update(time, value)): ...     # once an incident; each step is given once, in order
 
-A score of s means that about one sample in 10^s is so far from what is usual; it has no unit, so that one threshold serves all.
+A score of s means that about one step in 10^s is as far from what is usual. It has no unit, so that one threshold serves every
+metric, and is a number of false alarms that somebody tolerates. One pass; nothing is judged by what came after it.
 """
 
 import bisect
 import calendar
+import itertools
 import math
 import re
 import time
 from collections import defaultdict, deque, namedtuple
 
-STEP = 300                      # seconds of the step that RATE is for
-RATE = .02                      # of the way that a baseline goes to each new value
-LEVEL_RATE = .01                # the same of the level that stands in before any baseline is
-SMOOTHED = 3                    # residuals whose mean is one of the two features
-KEPT, LEAST, TAIL = 32, 5, .02  # the tail: this part of the features, and the fewest and most of them
-RECENT = 50                     # scores that an onset exceeds
-SAMPLES, DAYS = 200, 2          # that are learnt from before anything is judged, of all and of the hour
-CALM, CALM_STEPS = 2, 12        # scores below this, so many on end, end an incident
 WEEK = 7 * 86400                # seconds
+WEEKS = 4                       # in which the whole check may have one false alarm
+RATE, RATE_STEP = .02, 300      # of the way to a new value that a baseline goes, at steps of so many seconds
+LEVEL_RATE = .01                # the same of the level, which stands in until an hour has a baseline
+SMOOTHED = 3                    # residuals whose mean is a feature, beside the last one alone
+TAIL, FEWEST, MOST = .05, 10, 32    # the part of all features that is the tail; the fewest and the most of them
+GRAIN, COARSE = 1e-9, .001      # the least scale of a tail: of the value's size, and of where the tail begins
+DOUBT = math.log10(math.e)      # taken off the mean of two scores, whatever they have to do with each other
+RECENT = 50                     # scores that an onset exceeds
+SAMPLES, DAYS = 200, 2          # learnt from before anything is judged: steps, and days with this hour
+CALM, CALM_STEPS = 2, 12        # so many scores in a row below this end an incident
+LARGEST = 1e100                 # that a value may be, either side of 0, so that no sum overflows
+PACED = 25                      # differences of time that tell the step of a series
+CENTURY = 100 * 365.25 * 86400
 
-# time: Unix seconds. score: see above; 0 while learning. expected, low, high: in the unit of value, low and high the band in which
-# the score stays below the threshold. onset: whether the score exceeds the last RECENT ones. state: "learning" or "judged".
+# time: Unix seconds. expected, low, high: in the unit of the value; between low and high the score stays below the threshold.
+# onset: whether the score exceeds the RECENT before it. state: "learning" or "judged".
 Judged = namedtuple("Judged", "time value score expected low high onset state")
 
 
 def tolerated(metrics):
-    """False alarms a week of each of so many metrics, if the whole check may have one in four weeks."""
-    return 1 / 4 / metrics
+    """False alarms a week of each of so many metrics, if the whole check may have one in WEEKS weeks."""
+    return 1 / WEEKS / metrics
 
 
 def threshold(step, tolerated):
-    """The score that a quiet metric of this step, in seconds, reaches as often as is tolerated, in false alarms a week."""
+    """The score that quiet values of this step, in seconds, reach so many times a week."""
     return math.log10(WEEK / step / tolerated)
 
 
 class Tail:
-    """The largest of all features so far, and how rare another would be."""
+    """The largest of all features so far, and by them how rare another is.
+
+    Their excess over the least of them is taken as exponential. Its mean is known from so few of them that the next excess
+    follows a Lomax distribution, which makes more of the largest: it is what remains of a gamma-distributed guess.
+    """
 
     def __init__(self):
         self.count, self.top = 0, []
 
-    def shape(self):
-        """(score where the tail begins, feature there, mean excess beyond it) of an exponential tail."""
-        size = max(LEAST, min(KEPT, int(TAIL * self.count)))
+    def shape(self, grain):
+        """(size, score at which it begins, feature at which it begins, scale)."""
+        size = min(MOST, max(FEWEST, int(TAIL * self.count)))
         top = self.top[-size:]
-        return math.log10(self.count / size), top[0], sum(top) / size - top[0]
+        return size, math.log10(self.count / size), top[0], sum(top) - size * top[0] + size * (grain + COARSE * top[0])
 
     def score(self, feature, grain):
-        if self.count < LEAST:
-            return 0.0
-        begins, start, excess = self.shape()
+        """-log10 of the chance of a feature as large. grain: the least excess that is more than a rounding error."""
+        size, begins, start, scale = self.shape(grain)
         if feature <= start:
             return begins * feature / start if start else 0.0
-        return begins + (feature - start) / (excess + grain + .001 * start) / math.log(10)
+        return begins + size * math.log10(1 + (feature - start) / scale)
+
+    def reach(self, score, grain):
+        """The feature of this score, which lies in the tail."""
+        size, begins, start, scale = self.shape(grain)
+        return start + scale * (10 ** (max(0.0, score - begins) / size) - 1)
 
     def add(self, feature):
         self.count += 1
         bisect.insort(self.top, feature)
-        if len(self.top) > KEPT:
-            del self.top[0]
+        del self.top[:-MOST]
 
 
 class Detector:
-    """Judges one metric that has a value each step, in seconds. limit: the score that alarms, for the band."""
+    """Judges one metric, of which each step of so many seconds has one value or none. limit: the threshold, for the band.
+
+    The baseline is of an hour of the local day on weekdays or weekends, and follows its values. Features are the distance of
+    the value from it, and the distance of the last SMOOTHED values together: one odd value moves the one, three the other.
+    """
 
     def __init__(self, step, local=time.localtime, limit=None):
         self.local, self.limit = local, threshold(step, tolerated(1)) if limit is None else limit
-        self.rate = 1 - (1 - RATE) ** (step / STEP)
-        self.baselines, self.days, self.level = {}, defaultdict(set), None
+        self.baselines, self.level, self.days = {}, None, defaultdict(set)
         self.residuals, self.tails = deque(maxlen=SMOOTHED), (Tail(), Tail())
-        self.recent, self.count = deque(maxlen=RECENT), 0
+        self.recent = deque([0.0], maxlen=RECENT)
+        self.pace(step)
+
+    def pace(self, step):
+        """Says that steps are of so many seconds: a baseline follows as fast in hours, not in steps."""
+        self.rate = 1 - (1 - RATE) ** (step / RATE_STEP)
+
+    def learn(self, cell, local, value, features):
+        for tail, feature in zip(self.tails, features):
+            tail.add(feature)
+        base = self.baselines.get(cell, value)
+        self.baselines[cell] = base + self.rate * (value - base)
+        self.level += LEVEL_RATE * (value - self.level)
+        if len(self.days[cell]) < DAYS:
+            self.days[cell].add(local.tm_yday)
+
+    def band(self, expected, grain):
+        """(low, high) between which neither feature reaches the threshold alone, nor do both together."""
+        near, far = (tail.reach(self.limit + DOUBT, grain) for tail in self.tails)
+        before, count = sum(self.residuals) - self.residuals[-1], len(self.residuals)
+        return (expected + min(0, max(-near, -count * far - before)), expected + max(0, min(near, count * far - before)))
 
     def update(self, when, value):
-        """The Judged value of this time. Raises ValueError if it is not a finite number."""
-        if not isinstance(value, (int, float)) or not math.isfinite(value):
+        """The value of this time, as Judged. Raises ValueError if it is not a finite number."""
+        if type(value) not in (int, float) or not -LARGEST <= value <= LARGEST:
             raise ValueError("not a finite number: {!r}".format(value))
         local = self.local(when)
-        cell, other = (local.tm_hour, local.tm_wday >= 5), (local.tm_hour, local.tm_wday < 5)
+        weekend = local.tm_wday >= 5
+        cell, other = (local.tm_hour, weekend), (local.tm_hour, not weekend)
         self.level = value if self.level is None else self.level
         expected = self.baselines.get(cell, self.baselines.get(other, self.level))
         self.residuals.append(value - expected)
-        features = abs(value - expected), abs(sum(self.residuals) / len(self.residuals))
-        grain = 1e-9 * max(1, abs(expected))
-        score = sum(tail.score(feature, grain) for tail, feature in zip(self.tails, features)) / 2
-        judged = self.count >= SAMPLES and len(self.days[cell]) >= DAYS
-        onset = judged and all(score > before for before in self.recent)
-        for tail, feature in zip(self.tails, features):
-            tail.add(feature)
+        features = abs(self.residuals[-1]), abs(sum(self.residuals) / len(self.residuals))
+        grain = GRAIN * max(1, abs(expected))
+        score, low, high = 0.0, -math.inf, math.inf
+        if self.tails[0].count >= SAMPLES:
+            score = max(0.0, sum(tail.score(feature, grain) for tail, feature in zip(self.tails, features)) / 2 - DOUBT)
+            low, high = self.band(expected, grain)
+        onset, known = score > max(self.recent), low > -math.inf and len(self.days[cell]) >= DAYS
         self.recent.append(score)
-        self.count += 1
-        if len(self.days[cell]) < DAYS:
-            self.days[cell].add(local.tm_yday)
-        self.baselines[cell] = expected + self.rate * (value - expected)
-        self.level += LEVEL_RATE * (value - self.level)
-        return Judged(when, value, score if judged else 0.0, expected, expected, expected, onset, "judged" if judged else "learning")
+        self.learn(cell, local, value, features)
+        return Judged(when, value, score, expected, low, high, onset, "judged" if known else "learning")
 
 
 class Silence:
