@@ -205,6 +205,7 @@ PENDING = 60                    # readings that count within a step
 SPARSE = 12                     # steps on end without a value after which a metric has none
 POOLS, ENOUGH = (1, 2, 3, 6, 12, 24), 20    # hours that a rate is taken of: so many that they usually have so many deliveries
 FEW = 5                         # deliveries that a rate takes at least
+ROOM = 200                      # characters for the evidence of all that is odd: the check cuts what it prints
 PATIENCE, PAUSE = 2, .05        # seconds to wait for another check, and between two looks
 VERDICT = 65536                 # bytes of the first line at most, which is all that the service reads
 STALE = 3600                    # seconds after which a verdict is none any more: four runs at the longest usual cadence
@@ -216,7 +217,7 @@ ZONES = ("/usr/share/zoneinfo", "/usr/lib/zoneinfo", "/usr/share/lib/zoneinfo", 
 ZONE_NAME, ZONE_OFFSET = r"([A-Za-z]{3,}|<[A-Za-z0-9+-]{3,}>)", r"[+-]?\d{1,3}(:\d\d){0,2}"
 ZONE_CHANGE = r",(M\d\d?\.[1-5]\.[0-6]|J?\d{1,3})(/" + ZONE_OFFSET + ")?"
 ZONE_RULE = re.compile("UTC|GMT|{0}{1}({0}({1})?({2}{2})?)?".format(ZONE_NAME, ZONE_OFFSET, ZONE_CHANGE))   # of tzset(3)
-COUNTER = re.compile(r"(.*_)?total|(.*\.)?\w+_total\..+|requests\.by_(code|route)\..+|database\.failures\..+|.*_seconds\.(count|sum)")
+COUNTER = re.compile(r".*_total(\..+)?|requests\.(total|by_code\..+|by_route\..+)|database\.failures\..+|.*_seconds\.(count|sum)")
 OWN = ("service", "requests", "connections", "tls", "logging")      # blocks that are of now while shipments are stale
 
 # kind: "count" and "share" come from the service's hours; "level", the last one, "median" and "counter", the sum, from the readings
@@ -226,7 +227,7 @@ Reading = namedtuple("Reading", "time now instance hours values")   # now: of th
 Hour = namedtuple("Hour", "created delivered on_time late")
 Series = namedtuple("Series", "points step running")                # running: (begin, count, seconds) of the hour that is not over
 Course = namedtuple("Course", "judged alarm raised")                # the last Judged, its Alarm, and each Judged that raised one
-Trend = namedtuple("Trend", "name state value low high since rarity summary score rank")
+Trend = namedtuple("Trend", "name state value low high since rarity summary score interval")   # interval: seconds
 Review = namedtuple("Review", "state trends troubles")              # trends: the rarest first. troubles: (reason, text)
 
 METRICS = (
@@ -239,11 +240,11 @@ METRICS = (
 )
 
 
-class Trouble(Exception):
+class Trouble(ValueError):
     """Why the history cannot be used or kept: a reason of the runbook, and what to tell."""
 
     def __init__(self, reason, text):
-        Exception.__init__(self, reason, text)
+        ValueError.__init__(self, text)
         self.reason, self.text = reason, text
 
 
@@ -288,8 +289,12 @@ def finite(value):
     return number
 
 
-def short(number):
-    return "%d" % round(number) if abs(number) >= 100 else "%.3g" % number
+def tidy(number):
+    """A number as people read it, None for what has no end."""
+    if math.isinf(number):
+        return None
+    rounded = float("%.3g" % number) if abs(number) < 1000 else round(number)
+    return int(rounded) if rounded == int(rounded) else rounded
 
 
 # A reading: what one look at /metrics gives
@@ -610,18 +615,18 @@ def courses_of(history, metrics, tolerated, reading=None):
 
 
 def bounds(metric, judged):
-    """The band, within what such a metric can have."""
+    """The band, within what such a metric can have; None where it has no end."""
     low, high = max(judged.low, 0) if metric in METRICS else judged.low, judged.high
-    return low, min(high, 1) if metric.kind == "share" else high
+    return tidy(low), tidy(min(high, 1) if metric.kind == "share" else high)
 
 
 def evidence(metric, judged, step):
     """What is odd, in words."""
     how = "since {}, {}".format(instant(judged.time), rarity(judged.score, step))
     low, high = bounds(metric, judged)
-    if high == math.inf:
-        return "{}: none, {} were expected, {}".format(metric.name, short(judged.expected), how)
-    return "{} {}{}, usually {} to {}, {}".format(metric.name, short(judged.value), metric.unit, short(low), short(high), how)
+    if high is None:
+        return "{}: none, {} were expected, {}".format(metric.name, tidy(judged.expected), how)
+    return "{} {}{}, usually {} to {}, {}".format(metric.name, tidy(judged.value), metric.unit, low, high, how)
 
 
 def absent(history, metric, series):
@@ -633,30 +638,44 @@ def absent(history, metric, series):
 def trend_of(history, metric, series, courses):
     """The Trend of a metric, of the rarer of its courses where something is odd."""
     if absent(history, metric, series):
-        return Trend(metric.name, "not_enough_data", None, None, None, None, None, metric.name + ": not enough data", None, 0)
+        return Trend(metric.name, "not_enough_data", None, None, None, None, None, metric.name + ": not enough data", None, None)
     judged = courses[0].judged
-    low, high = (None if math.isinf(end) else end for end in bounds(metric, judged))
-    odd = [course.alarm for course in courses if course.alarm.state == "degraded"]
-    if odd:
-        cause = max((alarm.cause for alarm in odd), key=lambda cause: cause.score)
-        low, high = (None if math.isinf(end) else end for end in bounds(metric, cause))
-        told = evidence(metric, cause, series.step)
-        if judged.time != cause.time and judged.value != cause.value:
-            told += "; now {}".format(short(judged.value))
-        return Trend(metric.name, "degraded", cause.value, low, high, instant(cause.time), rarity(cause.score, series.step), told,
-                     judged.score, cause.score + math.log10(series.step))
+    value, (low, high) = tidy(judged.value), bounds(metric, judged)
+    causes = [course.alarm.cause for course in courses if course.alarm.state == "degraded"]
+    if causes:
+        cause = max(causes, key=lambda cause: cause.score)
+        told, (low, high) = evidence(metric, cause, series.step), bounds(metric, cause)
+        told += "; now {}".format(value) if judged.time > cause.time else ""
+        return Trend(metric.name, "degraded", tidy(cause.value), low, high, instant(cause.time), rarity(cause.score, series.step), told,
+                     judged.score, series.step * 10 ** cause.score)
     if judged.state == "learning":
         told = "{}: learning from {} of {} steps, and {} days with this hour".format(
             metric.name, min(SAMPLES, len(series.points)), SAMPLES, DAYS)
-        return Trend(metric.name, "learning", judged.value, None, None, None, None, told, 0.0, 0)
-    told = "{} {}{}, usually {} to {}".format(metric.name, short(judged.value), metric.unit, short(low), short(high))
-    return Trend(metric.name, "quiet", judged.value, low, high, None, None, told, judged.score, 0)
+        return Trend(metric.name, "learning", value, None, None, None, None, told, 0.0, None)
+    told = "{} {}{}, usually {} to {}".format(metric.name, value, metric.unit, low, high)
+    return Trend(metric.name, "quiet", value, low, high, None, None, told, judged.score, None)
 
 
 def state_of(trends):
     """Of all together: what is learning is not quiet."""
     states = {trend.state for trend in trends}
     return next((state for state in ("degraded", "learning", "quiet") if state in states), "no_data")
+
+
+def named(trends, state):
+    return ", ".join(trend.name for trend in trends if trend.state == state)
+
+
+def tell(review):
+    """A Review in one sentence: what is odd with its evidence as far as there is room, else by name, then all else."""
+    odd = [trend for trend in review.trends if trend.state == "degraded"]
+    full = max([1] + [end for end in range(1, len(odd) + 1) if sum(len(trend.summary) + 2 for trend in odd[:end]) < ROOM])
+    parts = [trend.summary for trend in odd[:full]] + ["also odd: " + named(odd[full:], "degraded")] * (len(odd) > full)
+    parts += [text for _, text in review.troubles]
+    for state, words in (("learning", "learning"), ("not_enough_data", "not enough data")):
+        parts += [words + ": " + named(review.trends, state)] if named(review.trends, state) else []
+    quiet = sum(trend.state == "quiet" for trend in review.trends)
+    return "; ".join(parts + ["{} quiet".format(quiet)] * (quiet > 0))
 
 
 def block_of(review, now):
@@ -687,7 +706,7 @@ def open_history(path, url, now, held, troubles):
 
 def judge(history, metrics, tolerated, reading):
     courses = courses_of(history, metrics, tolerated, reading)
-    trends = sorted((trend_of(history, *course) for course in courses), key=lambda trend: -trend.rank)
+    trends = sorted((trend_of(history, *course) for course in courses), key=lambda trend: -(trend.interval or 0))
     return Review(state_of(trends), trends, [])
 
 
@@ -743,13 +762,13 @@ def replay(history, metrics, tolerated):
     return [told for _, told in sorted(alarms)] + totals
 
 
-def backtest(path, url, document, watches, tolerated, now):
-    """Lines of a replay of the file, if there is a path, and of the hours of the document, if there is one. Raises Trouble where
-    neither has anything, and OSError and ValueError as recall does."""
+def backtest(path, url, document, watches, tolerated):
+    """Lines of a replay of the file, if there is a path, and of the hours of the document, if there is one. Raises OSError, and
+    ValueError where the file is damaged or there is nothing at all."""
     history = recall(path, url) if path else History(url)
     stored = [name for name in history.steps[0][1:] if name not in [metric.name for metric in METRICS] + list(watches)]
     if document:
-        history.add_hours(take(document, METRICS, now)[0])
+        history.add_hours(take(document, METRICS, 0)[0])
     if not history.hours and not history.times:
         raise Trouble("history_unusable", "there is no history to look back on")
     return replay(history, metrics_of(list(watches) + stored), tolerated)
