@@ -195,12 +195,13 @@ def score(lines, out):
 # History: what the check has seen, in a file beside it.
 
 FORMAT = "metrics_service trends 1"     # in the first line of the file; one with another is not ours
+END = "end"                     # its last line, so that one that was cut off is known
 HOURS = 672                     # kept, as many as the service tells: four weeks
 STEP = 300                      # seconds of a step of the check's own readings, at least
 STEPS = WEEKS * WEEK // STEP    # kept
 SIZE = 500000                   # bytes at most: where many numbers are watched, the oldest steps go earlier
 FOREIGN = 4 << 20               # bytes that no file of ours has
-SLACK = .9                      # of a step after which a reading ends it: cron is not exact
+SLACK = .95                     # of a step after which a reading ends it: cron is a little early or late
 PENDING = 60                    # readings that count within a step
 SPARSE = 12                     # steps on end without a value after which a metric has none
 POOLS, ENOUGH = (1, 2, 3, 6, 12, 24), 20    # hours that a rate is taken of: so many that they usually have so many deliveries
@@ -443,14 +444,16 @@ class History:
         if len(kept) < len(self.steps[0]):      # of what is watched no more, for four weeks
             steps = [[row[place] for place in kept] for row in steps]
         lines = table([self.steps[0][place] for place in kept], steps).splitlines()
-        size = len(head) + sum(map(len, lines)) + len(lines)
+        size = len(head) + sum(map(len, lines)) + len(lines) + len(END)
         while size > SIZE and len(lines) > 1:
             size -= len(lines.pop(1)) + 1
-        return head + "\n".join(lines)
+        return head + "\n".join(lines + [END])
 
     def parse(self, text):
         """Takes over what a file has. Raises ValueError, LookupError, TypeError or AttributeError where it is damaged."""
-        first, state, tables = text.split("\n", 2)
+        if not text.endswith("\n" + END + "\n"):
+            raise ValueError("its end is missing")
+        first, state, tables = text[:-len(END) - 2].split("\n", 2)
         first, state, (hours, steps) = json.loads(first), json.loads(state), tables.split("\n\n")
         if first["format"] != FORMAT:
             raise ValueError("its first line has another format")
@@ -537,7 +540,8 @@ def sweep(path):
 
 def cadence(times):
     """Seconds between the steps of late, STEP at least."""
-    gaps = sorted(later - earlier for earlier, later in zip(times[-RECENT - 1:], times[-RECENT:]) if later > earlier)
+    recent = times[-PACED:]
+    gaps = sorted(later - earlier for earlier, later in zip(recent, recent[1:]) if later > earlier)
     return max(STEP, gaps[len(gaps) // 2]) if gaps else STEP
 
 
