@@ -227,7 +227,8 @@ Metric = namedtuple("Metric", "name path kind worse unit")
 Reading = namedtuple("Reading", "time now instance hours values")   # now: of the service. hours: {begin: Hour}. values: by name
 Hour = namedtuple("Hour", "created delivered on_time late")
 Series = namedtuple("Series", "points step running")                # running: (begin, count, seconds) of the hour that is not over
-Course = namedtuple("Course", "judged alarm raised")                # the last Judged, its Alarm, and each Judged that raised one
+Course = namedtuple("Course", "judged cause raised")                # the last Judged; the oddest one of an alarm that lasts; each
+                                                                    # alarm's first
 Trend = namedtuple("Trend", "name state value low high since rarity summary score interval")   # interval: seconds
 Review = namedtuple("Review", "state trends troubles")              # trends: the rarest first. troubles: (reason, text)
 
@@ -581,31 +582,38 @@ def series_of(history, metric, reading=None):
     return shared(history) if metric.kind == "share" else stepped(history, metric.name)
 
 
-def follow(metric, series, limit):
-    """The Course of a series. What changes for the better raises nothing."""
-    detector, alarm, raised, judged = Detector(series.step, limit=limit), Alarm(limit), [], None
+def course_of(judgements, limit):
+    """The Course of Judged values. The oddest since an alarm was raised has the time of its first."""
+    alarm, raised, cause, judged = Alarm(limit), [], None, None
+    for judged in judgements:
+        if alarm.update(judged):
+            raised.append(judged)
+            cause = judged
+        elif alarm.state != "degraded":
+            cause = None
+        elif judged.score > cause.score:
+            cause = judged._replace(time=alarm.since)
+    return Course(judged, cause, raised)
+
+
+def deviations(metric, series, limit):
+    """Judges each value. What changes for the better is not odd."""
+    detector = Detector(series.step, limit=limit)
     for when, value in series.points:
         judged = detector.update(when, value)
-        if metric.worse * (value - judged.expected) < 0:
-            judged = judged._replace(score=0.0)
-        if alarm.update(judged):
-            raised.append(judged)
-    return Course(judged, alarm, raised)
+        yield judged._replace(score=0.0) if metric.worse * (value - judged.expected) < 0 else judged
 
 
-def listen(series, limit):
-    """The Course of the silences of a count, each from the first hour without any. Of the hour that is not over its part counts."""
-    detector, silence, alarm, raised, judged = Detector(series.step, limit=limit), Silence(), Alarm(limit), [], None
-    running = [series.running[:2]] if series.running else []
-    for when, value in series.points + running:
+def silences(series, limit):
+    """Judges the silence of a count up to each hour, and within the one that is not over, as of the first hour without any."""
+    detector, silence = Detector(series.step, limit=limit), Silence()
+    begin, count, seconds = series.running or (None, 0, 0)
+    for when, value in series.points + [(begin, count)] * bool(series.running):
         judged = detector.update(when, value)
-        if series.running and when == series.running[0]:
-            judged = judged._replace(expected=judged.expected * series.running[2] / series.step)
+        if when == begin:
+            judged = judged._replace(expected=judged.expected * seconds / series.step)
         judged = silence.update(judged)
-        judged = judged._replace(time=silence.since + series.step)
-        if alarm.update(judged):
-            raised.append(judged)
-    return Course(judged, alarm, raised)
+        yield judged._replace(time=silence.since + series.step)
 
 
 def courses_of(history, metrics, tolerated, reading=None):
@@ -614,8 +622,8 @@ def courses_of(history, metrics, tolerated, reading=None):
     for metric in metrics:
         series = series_of(history, metric, reading)
         limit = threshold(series.step, share)
-        courses = [follow(metric, series, limit)] + ([listen(series, limit)] if metric.kind == "count" else [])
-        yield metric, series, courses
+        judgements = [deviations(metric, series, limit)] + [silences(series, limit)] * (metric.kind == "count")
+        yield metric, series, [course_of(judged, limit) for judged in judgements]
 
 
 def bounds(metric, judged):
@@ -645,11 +653,11 @@ def trend_of(history, metric, series, courses):
         return Trend(metric.name, "not_enough_data", None, None, None, None, None, metric.name + ": not enough data", None, None)
     judged = courses[0].judged
     value, (low, high) = tidy(judged.value), bounds(metric, judged)
-    causes = [course.alarm.cause for course in courses if course.alarm.state == "degraded"]
+    causes = [course.cause for course in courses if course.cause]
     if causes:
         cause = max(causes, key=lambda cause: cause.score)
         told, (low, high) = evidence(metric, cause, series.step), bounds(metric, cause)
-        told += "; now {}".format(value) if judged.time > cause.time else ""
+        told += "; now {}".format(value) if high is not None and value != tidy(cause.value) else ""
         return Trend(metric.name, "degraded", tidy(cause.value), low, high, instant(cause.time), rarity(cause.score, series.step), told,
                      judged.score, series.step * 10 ** cause.score)
     if judged.state == "learning":
@@ -761,8 +769,8 @@ def replay(history, metrics, tolerated):
         raised = [judged for course in courses for judged in course.raised]
         alarms += [(judged.time, evidence(metric, judged, series.step)) for judged in raised]
         weeks = len(series.points) * series.step / WEEK
-        totals.append("{}: {} alarms in {:.1f} weeks{}".format(
-            metric.name, len(raised), weeks, ", {:.2f} a week".format(len(raised) / weeks) if weeks else ""))
+        totals.append("{}: {} alarm{} in {:.1f} weeks{}".format(
+            metric.name, len(raised), "" if len(raised) == 1 else "s", weeks, ", {:.2f} a week".format(len(raised) / weeks) if weeks else ""))
     return [told for _, told in sorted(alarms)] + totals
 
 
