@@ -106,13 +106,13 @@ class Detector:
         self.rate = 1 - (1 - RATE) ** (step / RATE_STEP)
 
     def rank(self, rounding):
-        """The score of the residuals, which then belong to those that others are ranked among."""
+        """The score of the residuals, 0 until SAMPLES are known; they then belong to those that others are ranked among."""
         features = abs(self.residuals[-1]), abs(sum(self.residuals) / len(self.residuals))
         ranks = sum(tail.score(feature, rounding) for tail, feature in zip((self.last, self.mean), features))
-        score = self.sum.score(ranks, ALIKE)
+        rank = self.sum.score(ranks, ALIKE) if self.sum.count >= SAMPLES else 0.0
         for tail, feature in zip((self.last, self.mean, self.sum), features + (min(ranks, 2 * math.log10(self.sum.count + 1)),)):
             tail.add(feature)
-        return score
+        return rank
 
     def band(self, expected, rounding):
         """(low, high): in between neither feature has half the ranks that alarm together."""
@@ -136,15 +136,13 @@ class Detector:
         expected, _ = self.baselines.get(cell, (value, 0))
         rounding = ROUNDING * max(1, abs(expected))
         self.residuals.append(value - expected)
-        known = self.sum.count >= SAMPLES
-        low, high = self.band(expected, rounding) if known else (-math.inf, math.inf)
+        learnt = self.sum.count >= SAMPLES and len(self.days[cell]) >= DAYS
+        low, high = self.band(expected, rounding) if self.sum.count >= SAMPLES else (-math.inf, math.inf)
         rank = self.rank(rounding)
-        score = rank if known else 0.0
-        onset = score > max(self.recent)
-        self.recent.append(score)
+        onset = rank > max(self.recent)
+        self.recent.append(rank)
         self.learn(cell, value, local.tm_yday)
-        judged = known and len(self.days[cell]) >= DAYS
-        return Judged(when, value, score, expected, low, high, onset, "judged" if judged else "learning")
+        return Judged(when, value, rank, expected, low, high, onset, "judged" if learnt else "learning")
 
 
 class Silence:
@@ -198,14 +196,21 @@ def moment(text):
     found = TIMESTAMP.fullmatch(text)
     if not found:
         raise ValueError("not a timestamp: {!r}".format(text))
-    *numbers, zone, hours, minutes = found.groups()
-    year, month, day, hour, minute, second = (int(number or 0) for number in numbers)
+    *parts, zone, hours, minutes = found.groups()
+    year, month, day, hour, minute, second = (int(part or 0) for part in parts)
     if not (1 <= month <= 12 and 1 <= day <= calendar.monthrange(year, month)[1] and hour < 24 and minute < 60 and second <= 60):
         raise ValueError("no such time: {!r}".format(text))
     written = calendar.timegm((year, month, day, hour, minute, second))
     if not zone:
         return written, time.gmtime
     return written - (0 if zone == "Z" else int(zone[0] + "1") * (int(hours) * 3600 + int(minutes) * 60)), time.localtime
+
+
+def number(text):
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError("not a number: {!r}".format(text)) from None
 
 
 def score(lines, out):
@@ -225,7 +230,7 @@ def score(lines, out):
             if when > last and len(steps) < PACED:
                 bisect.insort(steps, when - last)
                 detector.pace(steps[len(steps) // 2])
-            judged, last = detector.update(when, float(fields[1])), when
+            judged, last = detector.update(when, number(fields[1])), when
             print("%.4f" % (judged.score if judged.onset else 0), file=out, flush=True)
     except (ValueError, csv.Error) as error:
         raise ValueError("line %d: %s" % (rows.line_num, error)) from None
