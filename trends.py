@@ -12,7 +12,6 @@ import calendar
 import csv
 import fcntl
 import io
-import itertools
 import json
 import math
 import os
@@ -26,17 +25,20 @@ from functools import lru_cache
 WEEK = 7 * 86400                # seconds
 WEEKS = 4                       # in which the whole check may have one false alarm
 RATE, RATE_STEP = .02, 300      # of the way to a new value that a baseline goes, at steps of so many seconds
-LEVEL_RATE = .01                # the same of the level, which stands in until an hour has a baseline
-SMOOTHED = 3                    # residuals whose mean is a feature, beside the last one alone
-TAIL, FEWEST, MOST = .05, 10, 32    # the part of all features that is the tail; the fewest and the most of them
-GRAIN, COARSE = 1e-9, .001      # the least scale of a tail: of the value's size, and of where the tail begins
-DOUBT = math.log10(math.e)      # taken off the mean of two scores, whatever they have to do with each other
+SMOOTHED = 3                    # residuals whose mean is the other feature
+TAIL, FEWEST, MOST = .05, 10, 32    # the part of all features so far that is their tail; the fewest and the most of them
+ROUNDING = 1e-9                 # of a value's size: less is no departure
+LUMP = .1                       # of where a tail begins: that counts are whole makes no tail steeper
+ALIKE = 2 / math.log(10)        # the least mean excess of a sum of two scores: theirs if both are one
 RECENT = 50                     # scores that an onset exceeds
 SAMPLES, DAYS = 200, 2          # learnt from before anything is judged: steps, and days with this hour
 CALM, CALM_STEPS = 2, 12        # so many scores in a row below this end an incident
 LARGEST = 1e100                 # that a value may be, either side of 0, so that no sum overflows
 PACED = 25                      # differences of time that tell the step of a series
 CENTURY = 100 * 365.25 * 86400
+UNITS = (CENTURY / 100, "years"), (WEEK, "weeks"), (86400, "days"), (3600, "hours"), (60, "minutes")
+UNIX_SECONDS = re.compile(r"\d{1,11}(?:\.\d*)?", re.ASCII)
+TIMESTAMP = re.compile(r"(\d{4})-(\d\d)-(\d\d)[T ](\d\d):(\d\d)(?::(\d\d)(?:[.,]\d+)?)? ?(Z|[+-](\d\d):?(\d\d))?", re.ASCII)
 
 # time: Unix seconds. expected, low, high: in the unit of the value; between low and high the score stays below the threshold.
 # onset: whether the score exceeds the RECENT before it. state: "learning" or "judged".
@@ -56,48 +58,53 @@ def threshold(step, tolerated):
 class Tail:
     """The largest of all features so far, and by them how rare another is.
 
-    Their excess over the least of them is taken as exponential. Its mean is known from so few of them that the next excess
-    follows a Lomax distribution, which makes more of the largest: it is what remains of a gamma-distributed guess.
+    What they exceed their least by is taken as exponential. Of a mean known from so few the next one is Lomax-distributed: that
+    makes less of an extreme than the exponential itself would. least: of the mean, however alike the largest were.
     """
 
     def __init__(self):
         self.count, self.top = 0, []
-
-    def shape(self, grain):
-        """(size, score at which it begins, feature at which it begins, scale)."""
-        size = min(MOST, max(FEWEST, int(TAIL * self.count)))
-        top = self.top[-size:]
-        return size, math.log10(self.count / size), top[0], sum(top) - size * top[0] + size * (grain + COARSE * top[0])
-
-    def score(self, feature, grain):
-        """-log10 of the chance of a feature as large. grain: the least excess that is more than a rounding error."""
-        size, begins, start, scale = self.shape(grain)
-        if feature <= start:
-            return begins * feature / start if start else 0.0
-        return begins + size * math.log10(1 + (feature - start) / scale)
-
-    def reach(self, score, grain):
-        """The feature of this score, which lies in the tail."""
-        size, begins, start, scale = self.shape(grain)
-        return start + scale * (10 ** (max(0.0, score - begins) / size) - 1)
 
     def add(self, feature):
         self.count += 1
         bisect.insort(self.top, feature)
         del self.top[:-MOST]
 
+    def shape(self, least):
+        """(size, score where it begins, feature where it begins, scale), of at least FEWEST features."""
+        size = min(MOST, max(FEWEST, int(TAIL * self.count)))
+        top = self.top[-size:]
+        return size, math.log10(self.count / size), top[0], max(sum(top) - size * top[0], size * max(least, LUMP * top[0]))
+
+    def score(self, feature, least):
+        """s, if one feature in 10^s is as large. Below the tail it goes in proportion, to 0 for the feature 0."""
+        if self.count < FEWEST:
+            return 0.0
+        size, begins, start, scale = self.shape(least)
+        if feature > start:
+            return begins + size * math.log10(1 + (feature - start) / scale)
+        return begins * feature / start if start else 0.0
+
+    def reach(self, score, least):
+        """The feature of this score."""
+        size, begins, start, scale = self.shape(least)
+        if score > begins:
+            return start + scale * (10 ** ((score - begins) / size) - 1)
+        return start * score / begins if begins else start
+
 
 class Detector:
     """Judges one metric, of which each step of so many seconds has one value or none. limit: the threshold, for the band.
 
-    The baseline is of an hour of the local day on weekdays or weekends, and follows its values. Features are the distance of
-    the value from it, and the distance of the last SMOOTHED values together: one odd value moves the one, three the other.
+    A value's residual is its distance from the baseline of this local hour on weekdays or on weekends. Two features are ranked
+    among their like: the last residual, which one odd value moves, and the mean of SMOOTHED, which three move more. The sum of
+    their scores is ranked once more, because nobody knows how much the two have to do with each other.
     """
 
     def __init__(self, step, local=time.localtime, limit=None):
         self.local, self.limit = local, threshold(step, tolerated(1)) if limit is None else limit
-        self.baselines, self.level, self.days = {}, None, defaultdict(set)
-        self.residuals, self.tails = deque(maxlen=SMOOTHED), (Tail(), Tail())
+        self.baselines, self.days = {}, defaultdict(set)       # of each cell: (baseline, values so far), and days of the year
+        self.residuals, self.last, self.mean, self.sum = deque(maxlen=SMOOTHED), Tail(), Tail(), Tail()
         self.recent = deque([0.0], maxlen=RECENT)
         self.pace(step)
 
@@ -105,51 +112,57 @@ class Detector:
         """Says that steps are of so many seconds: a baseline follows as fast in hours, not in steps."""
         self.rate = 1 - (1 - RATE) ** (step / RATE_STEP)
 
-    def learn(self, cell, local, value, features):
-        for tail, feature in zip(self.tails, features):
+    def rank(self, rounding):
+        """The score of the residuals, 0 until SAMPLES are known; they then belong to those that others are ranked among."""
+        features = abs(self.residuals[-1]), abs(sum(self.residuals) / len(self.residuals))
+        ranks = sum(tail.score(feature, rounding) for tail, feature in zip((self.last, self.mean), features))
+        rank = self.sum.score(ranks, ALIKE) if self.sum.count >= SAMPLES else 0.0
+        for tail, feature in zip((self.last, self.mean, self.sum), features + (min(ranks, 2 * math.log10(self.sum.count + 1)),)):
             tail.add(feature)
-        base = self.baselines.get(cell, value)
-        self.baselines[cell] = base + self.rate * (value - base)
-        self.level += LEVEL_RATE * (value - self.level)
-        if len(self.days[cell]) < DAYS:
-            self.days[cell].add(local.tm_yday)
+        return rank
 
-    def band(self, expected, grain):
-        """(low, high) between which neither feature reaches the threshold alone, nor do both together."""
-        near, far = (tail.reach(self.limit + DOUBT, grain) for tail in self.tails)
-        before, count = sum(self.residuals) - self.residuals[-1], len(self.residuals)
-        return (expected + min(0, max(-near, -count * far - before)), expected + max(0, min(near, count * far - before)))
+    def band(self, expected, rounding):
+        """(low, high): in between neither feature has half the ranks that alarm together."""
+        half = self.sum.reach(self.limit, ALIKE) / 2
+        last, mean = self.last.reach(half, rounding), self.mean.reach(half, rounding) * len(self.residuals)
+        before = sum(self.residuals) - self.residuals[-1]
+        return expected + min(0.0, max(-last, -mean - before)), expected + max(0.0, min(last, mean - before))
+
+    def learn(self, cell, value, day):
+        baseline, count = self.baselines.get(cell, (value, 0))
+        self.baselines[cell] = baseline + max(self.rate, 1 / (count + 1)) * (value - baseline), count + 1
+        if len(self.days[cell]) < DAYS:
+            self.days[cell].add(day)
 
     def update(self, when, value):
-        """The value of this time, as Judged. Raises ValueError if it is not a finite number."""
+        """What this time's value is, as Judged. Raises ValueError if it is not a finite number."""
         if type(value) not in (int, float) or not -LARGEST <= value <= LARGEST:
             raise ValueError("not a finite number: {!r}".format(value))
         local = self.local(when)
-        weekend = local.tm_wday >= 5
-        cell, other = (local.tm_hour, weekend), (local.tm_hour, not weekend)
-        self.level = value if self.level is None else self.level
-        expected = self.baselines.get(cell, self.baselines.get(other, self.level))
+        cell = local.tm_hour, local.tm_wday >= 5
+        expected, _ = self.baselines.get(cell, (value, 0))
+        rounding = ROUNDING * max(1, abs(expected))
         self.residuals.append(value - expected)
-        features = abs(self.residuals[-1]), abs(sum(self.residuals) / len(self.residuals))
-        grain = GRAIN * max(1, abs(expected))
-        score, low, high = 0.0, -math.inf, math.inf
-        if self.tails[0].count >= SAMPLES:
-            score = max(0.0, sum(tail.score(feature, grain) for tail, feature in zip(self.tails, features)) / 2 - DOUBT)
-            low, high = self.band(expected, grain)
-        onset, known = score > max(self.recent), low > -math.inf and len(self.days[cell]) >= DAYS
-        self.recent.append(score)
-        self.learn(cell, local, value, features)
-        return Judged(when, value, score, expected, low, high, onset, "judged" if known else "learning")
+        learnt = self.sum.count >= SAMPLES and len(self.days[cell]) >= DAYS
+        low, high = self.band(expected, rounding) if self.sum.count >= SAMPLES else (-math.inf, math.inf)
+        rank = self.rank(rounding)
+        onset = rank > max(self.recent)
+        self.recent.append(rank)
+        self.learn(cell, value, local.tm_yday)
+        return Judged(when, value, rank, expected, low, high, onset, "judged" if learnt else "learning")
 
 
 class Silence:
-    """Judges the time without any event of a metric that counts events: exp(-E) is the chance of none where E are expected."""
+    """Judges how long there was no event, of a metric that counts them. Missing steps count for nothing: they may have had some.
+
+    Where E are expected and each comes by itself, none comes with the chance exp(-E).
+    """
 
     def __init__(self):
-        self.since, self.expected = None, 0.0       # the last step with an event, and the events expected after it
+        self.since, self.expected = None, 0.0       # time of the last step with an event, and what was expected after it
 
     def update(self, judged):
-        """What a Detector judged, as the silence up to it: value 0, expected the events since the last one."""
+        """The silence up to what a Detector judged, as Judged: value 0, since expected so many, and 1 would have been enough."""
         if judged.value > 0 or self.since is None:
             self.since, self.expected = judged.time, 0.0
         elif judged.state == "judged":
@@ -158,38 +171,76 @@ class Silence:
 
 
 class Alarm:
-    """What one metric's scores come to: state "learning", "quiet" or "degraded", since when, and what was judged then."""
+    """What the scores of one metric come to: state "learning", "quiet" or "degraded", and since when and by what it is that."""
 
     def __init__(self, limit):
         self.limit, self.state, self.since, self.cause, self.calm = limit, "learning", None, None, 0
 
     def update(self, judged):
-        """Whether this raises an alarm, which it does once an incident."""
-        raised = self.state != "degraded" and judged.state == "judged" and judged.onset and judged.score >= self.limit
-        if raised:
-            self.state, self.since, self.cause, self.calm = "degraded", judged.time, judged, 0
-        elif self.state == "degraded":
-            self.calm = self.calm + 1 if judged.score < CALM else 0
-        if self.calm >= CALM_STEPS or self.state != "degraded":
-            self.state, self.since, self.cause, self.calm = "quiet" if judged.state == "judged" else "learning", None, None, 0
-        return raised
+        """Whether an incident begins with this. It ends after CALM_STEPS steps below CALM; what stays so long is the new usual."""
+        begins = self.state != "degraded" and judged.state == "judged" and judged.onset and judged.score >= self.limit
+        self.calm = self.calm + 1 if judged.score < CALM else 0
+        if begins:
+            self.state, self.since, self.cause = "degraded", judged.time, judged
+        elif self.state != "degraded" or self.calm >= CALM_STEPS:
+            self.state, self.since, self.cause = "quiet" if judged.state == "judged" else "learning", None, None
+        return begins
 
 
 def rarity(score, step):
-    """How often a step of these seconds reaches the score, in words."""
-    seconds = step * 10 ** min(score, 12)
-    for unit, length in (("years", 365.25 * 86400), ("weeks", WEEK), ("days", 86400), ("hours", 3600), ("minutes", 60)):
+    """How often quiet values of this step, in seconds, reach the score, in words."""
+    seconds = step * 10 ** min(score, 12)       # more than a century for any step
+    for length, unit in UNITS:
         if seconds >= 2 * length:
-            return "about once in %d %s" % (round(seconds / length), unit)
+            return "less than once in a century" if seconds >= CENTURY else "about once in %d %s" % (round(seconds / length), unit)
     return "at any time"
 
 
-TIMESTAMP = re.compile(r"(\d{4})-(\d\d)-(\d\d)[T ](\d\d):(\d\d)(?::(\d\d)(?:[.,]\d+)?)? ?(Z|[+-]\d\d:?\d\d)?")
+def moment(text):
+    """(Unix seconds, what tells the hour of it) of a timestamp: local time as it is written if it has no zone. Or ValueError."""
+    if UNIX_SECONDS.fullmatch(text):
+        return float(text), time.localtime
+    found = TIMESTAMP.fullmatch(text)
+    if not found:
+        raise ValueError("not a timestamp: {!r}".format(text))
+    *parts, zone, hours, minutes = found.groups()
+    year, month, day, hour, minute, second = (int(part or 0) for part in parts)
+    if not (1 <= month <= 12 and 1 <= day <= calendar.monthrange(year, month)[1] and hour < 24 and minute < 60 and second <= 60):
+        raise ValueError("no such time: {!r}".format(text))
+    written = calendar.timegm((year, month, day, hour, minute, second))
+    if not zone:
+        return written, time.gmtime
+    return written - (0 if zone == "Z" else int(zone[0] + "1") * (int(hours) * 3600 + int(minutes) * 60)), time.localtime
+
+
+def number(text):
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError("not a number: {!r}".format(text)) from None
 
 
 def score(lines, out):
-    """Reads lines of timestamp,value and writes the score of each. Raises ValueError with the number of a line that is neither."""
-    raise NotImplementedError
+    """Reads timestamp,value and writes a score for each, or 0 for what is no onset. Raises ValueError with the number of the line.
+
+    The step is the median of the first differences of time, of those up to the value that is scored.
+    """
+    detector, steps, last = Detector(RATE_STEP), [], math.inf
+    rows = csv.reader(lines, strict=True)
+    try:
+        for fields in rows:
+            if not fields or rows.line_num == 1 and not fields[0].lstrip("\ufeff")[:1].isdigit():
+                continue        # an empty line, or the header
+            if len(fields) != 2:
+                raise ValueError("not timestamp,value: {!r}".format(",".join(fields)))
+            when, detector.local = moment(fields[0].strip())
+            if when > last and len(steps) < PACED:
+                bisect.insort(steps, when - last)
+                detector.pace(steps[len(steps) // 2])
+            judged, last = detector.update(when, number(fields[1])), when
+            print("%.4f" % (judged.score if judged.onset else 0), file=out, flush=True)
+    except (ValueError, csv.Error) as error:
+        raise ValueError("line %d: %s" % (rows.line_num, error)) from None
 
 
 # History: what the check has seen, in a file beside it.
@@ -276,7 +327,7 @@ def midnight(day):
     return calendar.timegm(time.strptime(day, "%Y-%m-%d"))
 
 
-def moment(text):
+def seconds_of(text):
     """Unix time of what instant() wrote. Raises ValueError."""
     if not INSTANT_FORM.fullmatch(text):
         raise ValueError("no time: {!r}".format(text))
@@ -325,7 +376,7 @@ def number_at(document, path):
 
 def hours_of(document):
     """{Unix time of its begin: Hour} of the history."""
-    return {moment(point["hour"] + ":00:00Z"): Hour(*[finite(point[name]) for name in Hour._fields]) for point in document["history"]}
+    return {seconds_of(point["hour"] + ":00:00Z"): Hour(*[finite(point[name]) for name in Hour._fields]) for point in document["history"]}
 
 
 def take(document, metrics, when):
@@ -338,7 +389,7 @@ def take(document, metrics, when):
                     values[metric.name] = number_at(document, metric.path)
                 except LookupError as error:
                     lacking.append(error.args[0])
-        return Reading(int(when), moment(document["generated_at"]), document["service"]["instance"], hours_of(document), values), lacking
+        return Reading(int(when), seconds_of(document["generated_at"]), document["service"]["instance"], hours_of(document), values), lacking
     except (LookupError, TypeError, ValueError):    # each is how another document shows
         raise Trouble("malformed", "/metrics has no history of hours, or one of another form")
 
@@ -371,7 +422,7 @@ def reduced(kind, numbers):
     return numbers[-1] if kind == "level" else sorted(numbers)[len(numbers) // 2]
 
 
-def cell(number):
+def shown(number):
     """The text of a number in a table."""
     return "" if number is None else "%d" % number if number == number // 1 else "%.6g" % number
 
@@ -429,7 +480,7 @@ class History:
         self.times.append(self.read)
         for name, column in self.columns.items():
             column.append(values.get(name))
-        self.steps.append([instant(self.read)] + [cell(values.get(name)) for name in self.steps[0][1:]])
+        self.steps.append([instant(self.read)] + [shown(values.get(name)) for name in self.steps[0][1:]])
         self.begun, self.gains, self.waiting = self.read, {}, {}
 
     def write(self):
@@ -437,7 +488,7 @@ class History:
         first = {"format": FORMAT, "url": self.url, "verdict": self.verdict}
         state = {"begun": instant(self.begun), "read": instant(self.read), "instance": self.instance,
                  "counters": self.counters, "gains": self.gains, "waiting": self.waiting}
-        hours = [[instant(begin)] + [cell(number) for number in hour] for begin, hour in self.hours.items()]
+        hours = [[instant(begin)] + [shown(number) for number in hour] for begin, hour in self.hours.items()]
         head = "\n".join([json.dumps(first), json.dumps(state), table(["hour"] + list(Hour._fields), hours), ""])
         kept = [place for place, name in enumerate(self.steps[0]) if not place or any(
             number is not None for number in self.columns[name][-STEPS:])]
@@ -460,10 +511,10 @@ class History:
             raise ValueError("its first line has another format")
         self.url, self.verdict = first["url"], first["verdict"]
         rows = list(csv.reader(hours.splitlines()))
-        self.hours = dict(zip([moment(row[0]) for row in rows[1:]], map(Hour._make, zip(*columns_of(rows).values()))))
+        self.hours = dict(zip([seconds_of(row[0]) for row in rows[1:]], map(Hour._make, zip(*columns_of(rows).values()))))
         self.steps = list(csv.reader(steps.splitlines()))
-        self.times, self.columns = [moment(row[0]) for row in self.steps[1:]], columns_of(self.steps)
-        self.begun, self.read, self.instance = moment(state["begun"]), moment(state["read"]), state["instance"]
+        self.times, self.columns = [seconds_of(row[0]) for row in self.steps[1:]], columns_of(self.steps)
+        self.begun, self.read, self.instance = seconds_of(state["begun"]), seconds_of(state["read"]), state["instance"]
         self.counters, self.gains = ({name: finite(number) for name, number in state[key].items()} for key in ("counters", "gains"))
         self.waiting = {name: [finite(number) for number in numbers] for name, numbers in state["waiting"].items()}
 
@@ -814,7 +865,7 @@ def read_verdict(path):
         if first["format"] != FORMAT:
             raise ValueError("it is of another format")
         block = fitting(first["verdict"], VERDICT_SHAPE)
-        moment(block["checked_at"])
+        seconds_of(block["checked_at"])
         return dict(block, metrics=[fitting(metric, METRIC_SHAPE) for metric in block["metrics"]])
     except (LookupError, TypeError, RecursionError):    # each is how another form shows
         raise ValueError("it has another form")
@@ -854,7 +905,7 @@ class Published:
             return nothing("unreadable", reason, "{}: {}".format(self.path, error.strerror))
         if block["checked_at"] is None:
             return block
-        age = int(now) - moment(block["checked_at"])
+        age = int(now) - seconds_of(block["checked_at"])
         if abs(age) > STALE:
             return nothing("no_data", "stale", "the last check that wrote {} was at {}".format(self.path, block["checked_at"]),
                            block["checked_at"], max(0, age))
