@@ -451,3 +451,33 @@ def test_a_backtest_replays_the_numbers_that_were_watched(tmp_path):
 def test_with_nothing_to_look_back_on_a_backtest_says_so(tmp_path):
     code, output, errors = run("--url", "http://127.0.0.1:1", "--backtest", "--trends-file", str(tmp_path / "none"))
     assert (code, output) == (1, "") and errors.endswith("health_check: there is no history to look back on\n")
+
+
+# docs/trends.md
+
+PAGE = (ROOT / "docs" / "trends.md").read_text(encoding="utf-8").replace("\n", " ")
+
+
+def test_the_page_names_every_metric_and_state():
+    rows = {name for name in re.findall(r"\| `([\w-]+)(?: PATH)?` \| ", PAGE)}
+    assert rows == {metric.name for metric in trends.METRICS} | {"--watch"} | set(health_check.TREND_STATES)
+    for metric in trends.METRICS:
+        assert metric.path is None or metric.path in PAGE or metric.name == "errors"
+
+
+def test_the_numbers_of_the_page_are_those_of_the_code():
+    assert "fewer than %d values so far, or this hour not yet on %d days" % (trends.SAMPLES, trends.DAYS) in PAGE
+    assert "none for %d steps" % trends.SPARSE in PAGE and "steps are %d minutes long" % (trends.STEP / 60) in PAGE
+    assert "of the last %s or %d hours: as many as usually have %d" % (
+        ", ".join(map(str, trends.POOLS[:-1])), trends.POOLS[-1], trends.ENOUGH) in PAGE
+    assert "of %d KB at most" % (trends.SIZE / 1000) in PAGE and "waits %d s for the lock" % trends.PATIENCE in PAGE
+    assert "With steps of 5 minutes, %.1f is one false alarm in four weeks" % trends.threshold(trends.STEP, .25) in PAGE
+    assert trends.STEPS * trends.STEP == trends.HOURS * 3600 == 4 * trends.WEEK
+    default = next(option.default for option in health_check.OPTIONS if option.name == "trends_tolerated")
+    assert float(default) == 1 / trends.WEEKS and "`--trends-tolerated %s`" % default in PAGE
+
+
+def test_every_link_of_a_finding_has_its_entry():
+    runbook = (ROOT / "docs" / "runbook.md").read_text(encoding="utf-8")
+    for word in re.findall(r"\(runbook\.md#(\w+)\)", PAGE):
+        assert "\n### %s\n" % word in runbook, word
