@@ -148,19 +148,23 @@ class Detector:
 class Silence:
     """Judges how long there was no event, of a metric that counts them. Missing steps count for nothing: they may have had some.
 
-    Where E are expected and each comes by itself, none comes with the chance exp(-E).
+    Where E are expected and come one by one, none comes with the chance exp(-E); where they come in lots, E lots are expected.
     """
 
     def __init__(self):
         self.since, self.expected = None, 0.0       # time of the last step with an event, and what was expected after it
+        self.squares = self.sum = 0.0               # of all residuals, and of what was expected: their ratio is the size of a lot
 
     def update(self, judged):
         """The silence up to what a Detector judged, as Judged: value 0, since expected so many, and 1 would have been enough."""
+        usual = max(0.0, judged.expected)
+        self.squares, self.sum = self.squares + (judged.value - usual) ** 2, self.sum + usual
         if judged.value > 0 or self.since is None:
             self.since, self.expected = judged.time, 0.0
         elif judged.state == "judged":
-            self.expected += max(0.0, judged.expected)
-        return judged._replace(value=0, score=self.expected / math.log(10), expected=self.expected, low=1, high=math.inf, onset=True)
+            self.expected += usual
+        lots = self.expected / max(1.0, self.squares / self.sum if self.sum else 1.0)
+        return judged._replace(value=0, score=lots / math.log(10), expected=self.expected, low=1, high=math.inf, onset=True)
 
 
 class Alarm:
