@@ -10,6 +10,7 @@ metric, and is a number of false alarms that somebody tolerates. One pass; nothi
 import bisect
 import calendar
 import csv
+import functools
 import math
 import re
 import time
@@ -24,7 +25,7 @@ ROUNDING = 1e-9                 # of a value's size: less is no departure
 LUMP = .1                       # of where a tail begins: that counts are whole makes no tail steeper
 ALIKE = 2 / math.log(10)        # the least mean excess of a sum of two scores: theirs if both are one
 RECENT = 50                     # scores that an onset exceeds
-SAMPLES, DAYS = 200, 2          # learnt from before anything is judged: steps, and days with this hour
+SAMPLES, DAYS = 200, 2          # learnt from before anything is judged: steps, and days before this one that had the hour
 CALM, CALM_STEPS = 2, 12        # so many scores in a row below this end an incident
 LARGEST = 1e100                 # that a value may be, either side of 0, so that no sum overflows
 PACED = 25                      # differences of time that tell the step of a series
@@ -96,7 +97,8 @@ class Detector:
 
     def __init__(self, step, local=time.localtime, limit=None):
         self.local, self.limit = local, threshold(step, tolerated(1)) if limit is None else limit
-        self.baselines, self.days = {}, defaultdict(set)       # of each cell: (baseline, values so far), and days of the year
+        self.baselines = {}     # cell: (baseline, values so far)
+        self.days = defaultdict(functools.partial(deque, maxlen=DAYS + 1))     # cell: the last days of the year that had it
         self.residuals, self.last, self.mean, self.sum = deque(maxlen=SMOOTHED), Tail(), Tail(), Tail()
         self.recent = deque([0.0], maxlen=RECENT)
         self.pace(step)
@@ -121,11 +123,12 @@ class Detector:
         before = sum(self.residuals) - self.residuals[-1]
         return expected + min(0.0, max(-last, -mean - before)), expected + max(0.0, min(last, mean - before))
 
-    def learn(self, cell, value, day):
-        baseline, count = self.baselines.get(cell, (value, 0))
-        self.baselines[cell] = baseline + max(self.rate, 1 / (count + 1)) * (value - baseline), count + 1
-        if len(self.days[cell]) < DAYS:
-            self.days[cell].add(day)
+    def learnt(self, cell, day):
+        """Whether there is enough to judge this hour by."""
+        days = self.days[cell]
+        if day not in days:
+            days.append(day)
+        return len(days) > DAYS and self.sum.count >= SAMPLES
 
     def update(self, when, value):
         """What this time's value is, as Judged. Raises ValueError if it is not a finite number."""
@@ -133,16 +136,16 @@ class Detector:
             raise ValueError("not a finite number: {!r}".format(value))
         local = self.local(when)
         cell = local.tm_hour, local.tm_wday >= 5
-        expected, _ = self.baselines.get(cell, (value, 0))
-        rounding = ROUNDING * max(1, abs(expected))
+        expected, count = self.baselines.get(cell, (value, 0))
         self.residuals.append(value - expected)
-        learnt = self.sum.count >= SAMPLES and len(self.days[cell]) >= DAYS
+        self.baselines[cell] = expected + max(self.rate, 1 / (count + 1)) * (value - expected), count + 1
+        rounding = ROUNDING * max(1, abs(expected))
         low, high = self.band(expected, rounding) if self.sum.count >= SAMPLES else (-math.inf, math.inf)
+        state = "judged" if self.learnt(cell, local.tm_yday) else "learning"
         rank = self.rank(rounding)
         onset = rank > max(self.recent)
         self.recent.append(rank)
-        self.learn(cell, value, local.tm_yday)
-        return Judged(when, value, rank, expected, low, high, onset, "judged" if learnt else "learning")
+        return Judged(when, value, rank, expected, low, high, onset, state)
 
 
 class Silence:
