@@ -11,6 +11,7 @@ import bisect
 import calendar
 import csv
 import fcntl
+import functools
 import io
 import json
 import math
@@ -20,7 +21,6 @@ import stat
 import time
 from collections import defaultdict, deque, namedtuple
 from contextlib import ExitStack, contextmanager, suppress
-from functools import lru_cache
 
 WEEK = 7 * 86400                # seconds
 WEEKS = 4                       # in which the whole check may have one false alarm
@@ -31,7 +31,7 @@ ROUNDING = 1e-9                 # of a value's size: less is no departure
 LUMP = .1                       # of where a tail begins: that counts are whole makes no tail steeper
 ALIKE = 2 / math.log(10)        # the least mean excess of a sum of two scores: theirs if both are one
 RECENT = 50                     # scores that an onset exceeds
-SAMPLES, DAYS = 200, 2          # learnt from before anything is judged: steps, and days with this hour
+SAMPLES, DAYS = 200, 2          # learnt from before anything is judged: steps, and days before this one that had the hour
 CALM, CALM_STEPS = 2, 12        # so many scores in a row below this end an incident
 LARGEST = 1e100                 # that a value may be, either side of 0, so that no sum overflows
 PACED = 25                      # differences of time that tell the step of a series
@@ -103,7 +103,8 @@ class Detector:
 
     def __init__(self, step, local=time.localtime, limit=None):
         self.local, self.limit = local, threshold(step, tolerated(1)) if limit is None else limit
-        self.baselines, self.days = {}, defaultdict(set)       # of each cell: (baseline, values so far), and days of the year
+        self.baselines = {}     # cell: (baseline, values so far)
+        self.days = defaultdict(functools.partial(deque, maxlen=DAYS + 1))     # cell: the last days of the year that had it
         self.residuals, self.last, self.mean, self.sum = deque(maxlen=SMOOTHED), Tail(), Tail(), Tail()
         self.recent = deque([0.0], maxlen=RECENT)
         self.pace(step)
@@ -128,11 +129,12 @@ class Detector:
         before = sum(self.residuals) - self.residuals[-1]
         return expected + min(0.0, max(-last, -mean - before)), expected + max(0.0, min(last, mean - before))
 
-    def learn(self, cell, value, day):
-        baseline, count = self.baselines.get(cell, (value, 0))
-        self.baselines[cell] = baseline + max(self.rate, 1 / (count + 1)) * (value - baseline), count + 1
-        if len(self.days[cell]) < DAYS:
-            self.days[cell].add(day)
+    def learnt(self, cell, day):
+        """Whether there is enough to judge this hour by."""
+        days = self.days[cell]
+        if day not in days:
+            days.append(day)
+        return len(days) > DAYS and self.sum.count >= SAMPLES
 
     def update(self, when, value):
         """What this time's value is, as Judged. Raises ValueError if it is not a finite number."""
@@ -140,34 +142,38 @@ class Detector:
             raise ValueError("not a finite number: {!r}".format(value))
         local = self.local(when)
         cell = local.tm_hour, local.tm_wday >= 5
-        expected, _ = self.baselines.get(cell, (value, 0))
-        rounding = ROUNDING * max(1, abs(expected))
+        expected, count = self.baselines.get(cell, (value, 0))
         self.residuals.append(value - expected)
-        learnt = self.sum.count >= SAMPLES and len(self.days[cell]) >= DAYS
+        self.baselines[cell] = expected + max(self.rate, 1 / (count + 1)) * (value - expected), count + 1
+        rounding = ROUNDING * max(1, abs(expected))
         low, high = self.band(expected, rounding) if self.sum.count >= SAMPLES else (-math.inf, math.inf)
+        state = "judged" if self.learnt(cell, local.tm_yday) else "learning"
         rank = self.rank(rounding)
         onset = rank > max(self.recent)
         self.recent.append(rank)
-        self.learn(cell, value, local.tm_yday)
-        return Judged(when, value, rank, expected, low, high, onset, "judged" if learnt else "learning")
+        return Judged(when, value, rank, expected, low, high, onset, state)
 
 
 class Silence:
     """Judges how long there was no event, of a metric that counts them. Missing steps count for nothing: they may have had some.
 
-    Where E are expected and each comes by itself, none comes with the chance exp(-E).
+    Where E are expected and come one by one, none comes with the chance exp(-E); where they come in lots, E lots are expected.
     """
 
     def __init__(self):
         self.since, self.expected = None, 0.0       # time of the last step with an event, and what was expected after it
+        self.squares = self.sum = 0.0               # of all residuals, and of what was expected: their ratio is the size of a lot
 
     def update(self, judged):
         """The silence up to what a Detector judged, as Judged: value 0, since expected so many, and 1 would have been enough."""
+        usual = max(0.0, judged.expected)
+        self.squares, self.sum = self.squares + (judged.value - usual) ** 2, self.sum + usual
         if judged.value > 0 or self.since is None:
             self.since, self.expected = judged.time, 0.0
         elif judged.state == "judged":
-            self.expected += max(0.0, judged.expected)
-        return judged._replace(value=0, score=self.expected / math.log(10), expected=self.expected, low=1, high=math.inf, onset=True)
+            self.expected += usual
+        lots = self.expected / max(1.0, self.squares / self.sum if self.sum else 1.0)
+        return judged._replace(value=0, score=lots / math.log(10), expected=self.expected, low=1, high=math.inf, onset=True)
 
 
 class Alarm:
@@ -322,7 +328,7 @@ def instant(seconds):
     return time.strftime(INSTANT, time.gmtime(seconds))
 
 
-@lru_cache(maxsize=64)      # the days of a history
+@functools.lru_cache(maxsize=64)      # the days of a history
 def midnight(day):
     return calendar.timegm(time.strptime(day, "%Y-%m-%d"))
 
