@@ -284,8 +284,7 @@ Metric = namedtuple("Metric", "name path kind worse unit")
 Reading = namedtuple("Reading", "time now instance hours values")   # now: of the service. hours: {begin: Hour}. values: by name
 Hour = namedtuple("Hour", "created delivered on_time late")
 Series = namedtuple("Series", "points step running")                # running: (begin, count, seconds) of the hour that is not over
-Course = namedtuple("Course", "judged cause raised")                # the last Judged; the oddest one of an alarm that lasts; each
-                                                                    # alarm's first
+Course = namedtuple("Course", "judged cause raised")    # the last Judged, the oddest of an alarm that lasts, the first of each alarm
 Trend = namedtuple("Trend", "name state value low high since rarity summary score interval")   # interval: seconds
 Review = namedtuple("Review", "state trends troubles")              # trends: the rarest first. troubles: (reason, text)
 
@@ -718,7 +717,7 @@ def trend_of(history, metric, series, courses):
         return Trend(metric.name, "degraded", tidy(cause.value), low, high, instant(cause.time), rarity(cause.score, series.step), told,
                      judged.score, series.step * 10 ** cause.score)
     if judged.state == "learning":
-        told = "{}: learning from {} of {} steps, and {} days with this hour".format(
+        told = "{}: learning from {} of {} values, and {} earlier days with this hour".format(
             metric.name, min(SAMPLES, len(series.points)), SAMPLES, DAYS)
         return Trend(metric.name, "learning", value, None, None, None, None, told, 0.0, None)
     told = "{} {}{}, usually {} to {}".format(metric.name, value, metric.unit, low, high)
