@@ -1049,11 +1049,17 @@ def move(url, hostname, port):
     return url._replace(netloc="{}:{}".format(host, port) if port else host)
 
 
-def duration(text):
-    seconds = float(text)
-    if not 0 < seconds <= 1e9:      # refuses nan too
-        raise ValueError("give seconds above 0")
-    return seconds
+def positive(words):
+    """A kind of option that takes a number of these."""
+    def parse(text):
+        number = float(text)
+        if not 0 < number <= 1e9:       # refuses nan too
+            raise ValueError("give {} above 0".format(words))
+        return number
+    return parse
+
+
+duration, false_alarms = positive("seconds"), positive("false alarms a week")
 
 
 def choice(values):
@@ -1089,13 +1095,6 @@ def verbosity(text):
     if not text.isdigit():
         raise ValueError("give 0, 1, 2 or 3")
     return int(text)
-
-
-def false_alarms(text):
-    number = float(text)
-    if not 0 < number <= 1000:      # refuses nan too
-        raise ValueError("give false alarms a week above 0, such as 0.25")
-    return number
 
 
 def watch_paths(text):

@@ -826,7 +826,7 @@ def replay(history, metrics, tolerated):
         alarms += [(judged.time, evidence(metric, judged, series.step)) for judged in raised]
         weeks = len(series.points) * series.step / WEEK
         totals.append("{}: {} alarm{} in {:.1f} weeks{}".format(
-            metric.name, len(raised), "" if len(raised) == 1 else "s", weeks, ", {:.2f} a week".format(len(raised) / weeks) if weeks else ""))
+            metric.name, len(raised), "" if len(raised) == 1 else "s", weeks, ", {:.2f} a week".format(len(raised) / weeks) if weeks > .5 else ""))
     return [told for _, told in sorted(alarms)] + totals
 
 
