@@ -699,8 +699,8 @@ def evidence(metric, judged, step):
 
 def absent(history, metric, series):
     """Whether a metric has no value of late."""
-    last = history.times[-SPARSE:]
-    return not series.points or bool(metric.path and len(last) == SPARSE and series.points[-1][0] not in last)
+    last = history.times[-SPARSE:] if metric.path else list(history.hours)[-SPARSE:]
+    return not series.points or len(last) == SPARSE and series.points[-1][0] not in last
 
 
 def trend_of(history, metric, series, courses):

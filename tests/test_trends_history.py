@@ -325,19 +325,27 @@ def test_what_is_no_plain_file_is_named_and_left(tmp_path, make):
     assert reason == "history_unusable" and told.startswith(str(tmp_path / "trends")) and os.path.lexists(str(tmp_path / "trends"))
 
 
-def child(function, *arguments):
-    """Runs a function in a process of its own; (exit code, what it returned as JSON)."""
-    ours, theirs = os.pipe()
+def fork(function, *arguments):
+    """Runs a function in a process of its own, whose number is returned and whose exit code is 1 where it fails."""
     number = os.fork()
     if not number:
+        code = 1
         try:
-            os.write(theirs, json.dumps(function(*arguments)).encode())
+            function(*arguments)
+            code = 0
         finally:
-            os._exit(0)
+            os._exit(code)
+    return number
+
+
+def child(function, *arguments):
+    """What a function returns in a process of its own, by way of JSON."""
+    ours, theirs = os.pipe()
+    number = fork(lambda: os.write(theirs, json.dumps(function(*arguments)).encode()))
     os.close(theirs)
     with open(ours, "rb") as pipe:
         told = pipe.read()
-    os.waitpid(number, 0)
+    assert os.waitpid(number, 0)[1] == 0
     return json.loads(told.decode())
 
 
@@ -429,9 +437,7 @@ def test_a_check_that_is_killed_while_it_saves_leaves_the_history_of_before(tmp_
             file.write(text[:100])
         os.kill(os.getpid(), signal.SIGKILL)
 
-    number = os.fork()
-    if not number:
-        review(tmp_path / "trends", document(NOON + 600), NOON + 600, save=die)
+    number = fork(lambda: review(tmp_path / "trends", document(NOON + 600), NOON + 600, save=die))
     assert os.waitpid(number, 0)[1] == signal.SIGKILL
     assert (tmp_path / "trends").read_bytes() == before and (tmp_path / ".trends.abc.tmp").exists()
     assert review(tmp_path / "trends", document(NOON + 900), NOON + 900).troubles == []
@@ -461,16 +467,13 @@ def test_a_check_that_does_not_finish_is_named_and_the_second_judges_without_sav
 
 
 def repeat(path, place):
-    return [review(path, document(NOON + number * 300, hours=[(4, 2)] * 50), NOON + number * 300).troubles
-            for number in range(place, 40, 4)]
+    for number in range(place, 40, 4):
+        assert not review(path, document(NOON + number * 300, hours=[(4, 2)] * 50), NOON + number * 300).troubles
 
 
 def test_many_checks_at_once_lose_no_step(tmp_path):
-    begun = [threading.Thread(target=child, args=(repeat, tmp_path / "trends", place)) for place in range(4)]
-    for thread in begun:
-        thread.start()
-    for thread in begun:
-        thread.join()
+    begun = [fork(repeat, tmp_path / "trends", place) for place in range(4)]
+    assert [os.waitpid(number, 0)[1] for number in begun] == [0] * 4
     times = read(tmp_path / "trends").times
     assert set(times) == {NOON + number * 300 for number in range(40)} and not list(tmp_path.glob("*damaged*"))
 
