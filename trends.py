@@ -253,6 +253,7 @@ def score(lines, out):
 
 FORMAT = "metrics_service trends 1"     # in the first line of the file; one with another is not ours
 END = "end"                     # its last line, so that one that was cut off is known
+HOUR = 3600                     # seconds
 HOURS = 672                     # kept, as many as the service tells: four weeks
 STEP = 300                      # seconds of a step of the check's own readings, at least
 STEPS = WEEKS * WEEK // STEP    # kept
@@ -266,7 +267,7 @@ FEW = 5                         # deliveries that a rate takes at least
 ROOM = 200                      # characters for the evidence of all that is odd: the check cuts what it prints
 PATIENCE, PAUSE = 2, .05        # seconds to wait for another check, and between two looks
 VERDICT = 65536                 # bytes of the first line at most, which is all that the service reads
-STALE = 3600                    # seconds after which a verdict is none any more: four runs at the longest usual cadence
+STALE = HOUR                    # after which a verdict is none any more: four runs at the longest usual cadence
 INSTANT = "%Y-%m-%dT%H:%M:%SZ"
 INSTANT_FORM = re.compile(r"\d{4}-\d\d-\d\dT([01]\d|2[0-3]):[0-5]\d:[0-6]\dZ")
 DATABASE = b"SQLite format 3\0"
@@ -381,7 +382,8 @@ def number_at(document, path):
 
 def hours_of(document):
     """{Unix time of its begin: Hour} of the history."""
-    return {seconds_of(point["hour"] + ":00:00Z"): Hour(*[finite(point[name]) for name in Hour._fields]) for point in document["history"]}
+    return {seconds_of(point["hour"] + ":00:00Z"): Hour(*[finite(point[name]) for name in Hour._fields])
+            for point in document["history"]}
 
 
 def take(document, metrics, when):
@@ -394,7 +396,8 @@ def take(document, metrics, when):
                     values[metric.name] = number_at(document, metric.path)
                 except LookupError as error:
                     lacking.append(error.args[0])
-        return Reading(int(when), seconds_of(document["generated_at"]), document["service"]["instance"], hours_of(document), values), lacking
+        now, instance = seconds_of(document["generated_at"]), document["service"]["instance"]
+        return Reading(int(when), now, instance, hours_of(document), values), lacking
     except (LookupError, TypeError, ValueError):    # each is how another document shows
         raise Trouble("malformed", "/metrics has no history of hours, or one of another form")
 
@@ -469,7 +472,7 @@ class History:
 
     def add_hours(self, reading):
         """Hours that are not over at the service's present are of a clock that was wrong."""
-        present = reading.now - reading.now % 3600
+        present = reading.now - reading.now % HOUR
         hours = {begin: hour for known in (reading.hours, self.hours) for begin, hour in known.items() if begin < present}
         self.hours = {begin: hours[begin] for begin in sorted(hours)[-HOURS:]}
 
@@ -520,8 +523,8 @@ class History:
         self.steps = list(csv.reader(steps.splitlines()))
         self.times, self.columns = [seconds_of(row[0]) for row in self.steps[1:]], columns_of(self.steps)
         self.begun, self.read, self.instance = seconds_of(state["begun"]), seconds_of(state["read"]), state["instance"]
-        self.counters, self.gains = ({name: finite(number) for name, number in state[key].items()} for key in ("counters", "gains"))
-        self.waiting = {name: [finite(number) for number in numbers] for name, numbers in state["waiting"].items()}
+        self.counters, self.gains = ({name: finite(one) for name, one in state[key].items()} for key in ("counters", "gains"))
+        self.waiting = {name: [finite(one) for one in numbers] for name, numbers in state["waiting"].items()}
 
 
 def read_text(path):
@@ -607,9 +610,9 @@ def counted(history, reading, name):
     begins = list(history.hours)
     first = next((place for place, begin in enumerate(begins) if any(history.hours[begin])), len(begins))
     points = [(begin, getattr(history.hours[begin], name)) for begin in begins[first:]]
-    begin = reading.now - reading.now % 3600 if reading else None
+    begin = reading.now - reading.now % HOUR if reading else None
     running = (begin, getattr(reading.hours[begin], name), reading.now - begin) if reading and begin in reading.hours else None
-    return Series(points, 3600, running)
+    return Series(points, HOUR, running)
 
 
 def shared(history):
@@ -617,13 +620,13 @@ def shared(history):
     hours = list(history.hours.items())
     evaluated = [hour.on_time + hour.late for _, hour in hours]
     usual = sum(evaluated) / max(1, len([count for count in evaluated if count]))
-    pool = next((hours for hours in POOLS if usual * hours >= ENOUGH), POOLS[-1])
+    pool = next((size for size in POOLS if usual * size >= ENOUGH), POOLS[-1])
     points = []
     for end in range(pool, len(hours) + 1):
         whole = sum(evaluated[end - pool:end])
         if whole >= FEW:
             points.append((hours[end - 1][0], sum(hour.on_time for _, hour in hours[end - pool:end]) / whole))
-    return Series(points, 3600, None)
+    return Series(points, HOUR, None)
 
 
 def stepped(history, name):
@@ -638,17 +641,19 @@ def series_of(history, metric, reading=None):
     return shared(history) if metric.kind == "share" else stepped(history, metric.name)
 
 
-def course_of(judgements, limit):
-    """The Course of Judged values. The oddest since an alarm was raised has the time of its first."""
-    alarm, raised, cause, judged = Alarm(limit), [], None, None
+def course_of(judgements, limit, step):
+    """The Course of Judged values. What is told of an alarm is the oddest, with the time of the first; after an hour of calm it is
+    over, though the Alarm itself waits for longer before it raises the next."""
+    alarm, raised, cause, calm, judged = Alarm(limit), [], None, 0, None
     for judged in judgements:
-        if alarm.update(judged):
-            raised.append(judged)
-            cause = judged
-        elif alarm.state != "degraded":
+        begins, calm = alarm.update(judged), calm + step if judged.score < CALM else 0
+        raised += [judged] * begins
+        if calm >= HOUR:
             cause = None
-        elif judged.score > cause.score:
-            cause = judged._replace(time=alarm.since)
+        elif begins or cause is None and alarm.state == "degraded" and judged.score >= limit:   # the latter is a relapse
+            cause = judged
+        elif cause and judged.score > cause.score:
+            cause = judged._replace(time=cause.time)
     return Course(judged, cause, raised)
 
 
@@ -679,7 +684,7 @@ def courses_of(history, metrics, tolerated, reading=None):
         series = series_of(history, metric, reading)
         limit = threshold(series.step, share)
         judgements = [deviations(metric, series, limit)] + [silences(series, limit)] * (metric.kind == "count")
-        yield metric, series, [course_of(judged, limit) for judged in judgements]
+        yield metric, series, [course_of(judged, limit, series.step) for judged in judgements]
 
 
 def bounds(metric, judged):
@@ -714,8 +719,8 @@ def trend_of(history, metric, series, courses):
         cause = max(causes, key=lambda cause: cause.score)
         told, (low, high) = evidence(metric, cause, series.step), bounds(metric, cause)
         told += "; now {}".format(value) if high is not None and value != tidy(cause.value) else ""
-        return Trend(metric.name, "degraded", tidy(cause.value), low, high, instant(cause.time), rarity(cause.score, series.step), told,
-                     judged.score, series.step * 10 ** cause.score)
+        return Trend(metric.name, "degraded", tidy(cause.value), low, high, instant(cause.time), rarity(cause.score, series.step),
+                     told, judged.score, series.step * 10 ** cause.score)
     if judged.state == "learning":
         told = "{}: learning from {} of {} values, and {} earlier days with this hour".format(
             metric.name, min(SAMPLES, len(series.points)), SAMPLES, DAYS)
@@ -825,8 +830,8 @@ def replay(history, metrics, tolerated):
         raised = [judged for course in courses for judged in course.raised]
         alarms += [(judged.time, evidence(metric, judged, series.step)) for judged in raised]
         weeks = len(series.points) * series.step / WEEK
-        totals.append("{}: {} alarm{} in {:.1f} weeks{}".format(
-            metric.name, len(raised), "" if len(raised) == 1 else "s", weeks, ", {:.2f} a week".format(len(raised) / weeks) if weeks > .5 else ""))
+        rate = ", {:.2f} a week".format(len(raised) / weeks) if weeks > .5 else ""      # of less it says nothing
+        totals.append("{}: {} alarm{} in {:.1f} weeks{}".format(metric.name, len(raised), "s" * (len(raised) != 1), weeks, rate))
     return [told for _, told in sorted(alarms)] + totals
 
 

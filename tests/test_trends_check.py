@@ -119,10 +119,29 @@ def test_a_stop_is_over_once_there_are_shipments_again(judged, tmp_path):
     shutil.copy(judged.file, str(path))
     now = int(time.time())
     history = read(path, judged.url)
-    reading = trends.take(document(now, [(11, 11)] * 40), trends.METRICS, now)[0]
-    history.hours.update((begin, hour) for begin, hour in reading.hours.items())
-    states = {trend.name: trend.state for trend in trends.judge(history, trends.METRICS, .25, reading).trends}
-    assert (states["created"], states["delivered"]) == ("quiet", "quiet")
+    before = trends.judge(history, trends.METRICS, .25, None)
+    for hours in range(1, 4):
+        reading = trends.take(document(now + hours * 3600, [(11, 11)] * hours + [(1, 1)]), trends.METRICS, now + hours * 3600)[0]
+        history.add_hours(reading)
+        found = {trend.name: trend for trend in trends.judge(history, trends.METRICS, .25, reading).trends}
+        assert "none" not in found["created"].summary       # the silence ends with the first shipment
+    assert before.trends[0].state == "degraded" and (found["created"].state, found["delivered"].state) == ("quiet", "quiet")
+
+
+def alarm_times(scores, step):
+    """What is told after each of these scores, as the time of the first and the score of the oddest."""
+    judged = [trends.Judged(number * step, 1, score, 0, 0, 0, True, "judged") for number, score in enumerate(scores)]
+    causes = [trends.course_of(judged[:end], 4, step).cause for end in range(1, len(judged) + 1)]
+    return [cause and (cause.time // step, cause.score) for cause in causes]
+
+
+def test_an_alarm_is_told_with_its_oddest_value_until_an_hour_of_calm():
+    assert alarm_times([1, 5, 3, 7, 6, 1, 1], 3600) == [None, (1, 5), (1, 5), (1, 7), (1, 7), None, None]
+    assert alarm_times([1, 5] + [1] * 12, 300) == [None] + [(1, 5)] * 12 + [None]
+
+
+def test_a_relapse_is_told_again():
+    assert alarm_times([1, 5, 1, 3, 4.5], 3600) == [None, (1, 5), None, None, (4, 4.5)]
 
 
 # What the service tells of it
