@@ -1204,8 +1204,8 @@ def build_parser(plugin):
         text = "{} ({}{})".format(option.help, "default {}, ".format(option.default) if option.default else "", variable(option))
         names = ["-" + option.letter] if option.letter else []
         parser.add_argument(*names, "--" + option.name.replace("_", "-"), help=text, **form(option))
-    parser.add_argument("--backtest", action="store_true", help="print the alarms that trends would have raised, and check nothing")
-    parser.add_argument("command", nargs="?", choices=["score"], help="print how odd each value of standard input is, timestamp,value")
+    parser.add_argument("--backtest", action="store_true", help="print which alarms trends would have raised, and check nothing")
+    parser.add_argument("command", nargs="?", choices=["score"], help="print how odd each timestamp,value of standard input is")
     parser.add_argument("-V", "--version", action="version", version="health_check " + VERSION)
     return parser
 
@@ -1219,7 +1219,7 @@ def settle(settings):
 
 
 def clash(texts):
-    """What cannot be of several settings together in words, or None. A history in the place of another file would destroy that."""
+    """What cannot be of several settings together, or None. A history in the place of another file would destroy that."""
     file = texts["trends_file"]
     if texts["watch"] and not file:
         return "--watch {}: it takes --trends-file".format(texts["watch"])

@@ -279,13 +279,13 @@ ZONE_RULE = re.compile("UTC|GMT|{0}{1}({0}({1})?({2}{2})?)?".format(ZONE_NAME, Z
 COUNTER = re.compile(r".*_total(\..+)?|requests\.(total|by_code\..+|by_route\..+)|database\.failures\..+|.*_seconds\.(count|sum)")
 OWN = ("service", "requests", "connections", "tls", "logging")      # blocks that are of now while shipments are stale
 
-# kind: "count" and "share" come from the service's hours; "level", the last one, "median" and "counter", the sum, from the readings
-# of a step. worse: 1 where more is worse, -1 where less is, 0 where either is.
+# kind: "count" and "share" come from the service's hours; "level", the last one, "median" and "counter", the sum, from the
+# readings of a step. worse: 1 where more is worse, -1 where less is, 0 where either is.
 Metric = namedtuple("Metric", "name path kind worse unit")
 Reading = namedtuple("Reading", "time now instance hours values")   # now: of the service. hours: {begin: Hour}. values: by name
 Hour = namedtuple("Hour", "created delivered on_time late")
-Series = namedtuple("Series", "points step running")                # running: (begin, count, seconds) of the hour that is not over
-Course = namedtuple("Course", "judged cause raised")    # the last Judged, the oddest of an alarm that lasts, the first of each alarm
+Series = namedtuple("Series", "points step running")        # running: (begin, count, seconds) of the hour that is not over
+Course = namedtuple("Course", "judged cause raised")        # the last Judged; of an alarm that lasts the oddest; of each the first
 Trend = namedtuple("Trend", "name state value low high since rarity summary score interval")   # interval: seconds
 Review = namedtuple("Review", "state trends troubles")              # trends: the rarest first. troubles: (reason, text)
 
@@ -359,8 +359,8 @@ def tidy(number):
 # A reading: what one look at /metrics gives
 
 def member(value, name):
-    """What an object has under a name, and a list has for the first field of one. Of requests by code what did not occur is 0, and
-    5xx a whole class. Raises LookupError or ValueError."""
+    """What an object has under a name, or a list has for the first field of one. Of requests by code what did not occur is 0,
+    and 5xx a whole class. Raises LookupError or ValueError."""
     if type(value) is list:
         value = {str(list(one.values())[0]): one for one in value if type(one) is dict and one}
     if type(value) is not dict:
@@ -387,7 +387,7 @@ def hours_of(document):
 
 
 def take(document, metrics, when):
-    """(Reading of /metrics?history= at a Unix time of the check, texts of what is not there). Raises Trouble for another document."""
+    """(Reading of /metrics?history= at a Unix time of the check, texts of what is not there). Raises Trouble for others."""
     values, lacking = {}, []
     try:
         for metric in metrics:
@@ -528,7 +528,7 @@ class History:
 
 
 def read_text(path):
-    """The text of a history, None where there is none yet. Raises Trouble for what is not to be touched, ValueError for damage."""
+    """The text of a history, None where there is none. Raises Trouble for what is not to be touched, ValueError if damaged."""
     try:
         number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)    # a pipe would be waited for
     except FileNotFoundError:
@@ -545,7 +545,7 @@ def read_text(path):
 
 
 def recall(path, url):
-    """The History in a file. Raises OSError, Trouble where it is another service's or no file for it, ValueError where damaged."""
+    """The History in a file. Raises OSError, Trouble where it is another service's or no file for it, ValueError if damaged."""
     history, text = History(url), read_text(path)
     if text:
         try:
@@ -631,8 +631,8 @@ def shared(history):
 
 def stepped(history, name):
     """The Series of a number of the readings."""
-    values = history.columns.get(name, [])
-    return Series([(when, value) for when, value in zip(history.times, values) if value is not None], cadence(history.times), None)
+    points = [(when, value) for when, value in zip(history.times, history.columns.get(name, ())) if value is not None]
+    return Series(points, cadence(history.times), None)
 
 
 def series_of(history, metric, reading=None):
@@ -642,8 +642,8 @@ def series_of(history, metric, reading=None):
 
 
 def course_of(judgements, limit, step):
-    """The Course of Judged values. What is told of an alarm is the oddest, with the time of the first; after an hour of calm it is
-    over, though the Alarm itself waits for longer before it raises the next."""
+    """The Course of Judged values. What is told of an alarm is the oddest, with the time of the first; after an hour of calm it
+    is over, though the Alarm itself waits for longer before it raises the next."""
     alarm, raised, cause, calm, judged = Alarm(limit), [], None, 0, None
     for judged in judgements:
         begins, calm = alarm.update(judged), calm + step if judged.score < CALM else 0
@@ -847,10 +847,10 @@ def backtest(path, url, document, watches, tolerated):
     return replay(history, metrics_of(list(watches) + stored), tolerated)
 
 
-NONE = type(None)
-VERDICT_SHAPE = {"state": (str,), "reason": (str, NONE), "detail": (str, NONE), "checked_at": (str,), "metrics": (list,)}
-METRIC_SHAPE = {"name": (str,), "state": (str,), "value": (int, float, NONE), "low": (int, float, NONE), "high": (int, float, NONE),
-                "since": (str, NONE), "rarity": (str, NONE), "summary": (str,), "runbook": (str,)}
+TEXT, MAYBE_TEXT, MAYBE_NUMBER = (str,), (str, type(None)), (int, float, type(None))
+VERDICT_SHAPE = {"state": TEXT, "reason": MAYBE_TEXT, "detail": MAYBE_TEXT, "checked_at": TEXT, "metrics": (list,)}
+METRIC_SHAPE = {"name": TEXT, "state": TEXT, "value": MAYBE_NUMBER, "low": MAYBE_NUMBER, "high": MAYBE_NUMBER,
+                "since": MAYBE_TEXT, "rarity": MAYBE_TEXT, "summary": TEXT, "runbook": TEXT}
 
 
 def fitting(document, shape):

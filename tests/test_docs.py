@@ -195,8 +195,9 @@ def test_a_field_is_documented_as_null_exactly_where_it_can_be(answers):
 
 UNITS = {
     "time": r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", "date": r"\d{4}-\d\d-\d\d", "hour": r"\d{4}-\d\d-\d\dT\d\d", "word": r"[a-z_]+",
-    "hex": r"[0-9a-f]{32}", "path": r"[\w/.#-]+", "text": r".+", "0 to 1": r"0\.\d+|1\.0", "seconds": r"-?\d+(\.\d+)?|\d+(\.\d+)?e-\d+",
-    "true or false": "True|False", "days": r"-?\d+\.\d+", "its own": r"-?\d+(\.\d+)?",
+    "hex": r"[0-9a-f]{32}", "path": r"[\w/.#-]+", "text": r".+", "0 to 1": r"0\.\d+|1\.0",
+    "seconds": r"-?\d+(\.\d+)?|\d+(\.\d+)?e-\d+", "true or false": "True|False",
+    "days": r"-?\d+\.\d+", "its own": r"-?\d+(\.\d+)?",
 }   # any other unit is counted
 
 

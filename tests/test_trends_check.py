@@ -67,7 +67,8 @@ EVIDENCE = r"created: none, [\d.]+ were expected, since \d{4}-\d\d-\d\dT\d\d:00:
 def test_a_new_host_knows_its_past_at_once_and_names_what_stopped(stopped, tmp_path):
     code, output, errors = run("--url", stopped.url, "--trends-file", str(tmp_path / "trends"))
     assert (code, errors) == (0, "") and output.startswith("metrics_service WARNING: trends trend: created: none, ")
-    assert told(output).startswith("  warning  trends     trend: created: none, ") and told(output).endswith("  docs/runbook.md#trend")
+    assert told(output).startswith("  warning  trends     trend: created: none, ")
+    assert told(output).endswith("  docs/runbook.md#trend")
     assert "delivered: none, " in output and "learning: overdue" in output
 
 
@@ -107,9 +108,10 @@ def test_the_node_exporter_gets_state_and_score_of_each_metric(judged):
     code, output, _ = run("--url", judged.url, "--trends-file", judged.file, "--format", "textfile")
     of = 'logistics_check_trend_%%s{url="%s",metric="%%s"' % judged.url
     assert code == 0 and lint(output) == (0, "")
-    lines = output.splitlines()
-    assert of % ("state", "created") + ',state="degraded"} 1' in lines and of % ("state", "overdue") + ',state="learning"} 1' in lines
-    assert len([line for line in lines if line.startswith("logistics_check_trend_state{")]) == len(NAMES) * len(health_check.TREND_STATES)
+    lines, states = output.splitlines(), len(NAMES) * len(health_check.TREND_STATES)
+    assert of % ("state", "created") + ',state="degraded"} 1' in lines
+    assert of % ("state", "overdue") + ',state="learning"} 1' in lines
+    assert len([line for line in lines if line.startswith("logistics_check_trend_state{")]) == states
     scores = dict(line.rsplit(" ", 1) for line in lines if line.startswith("logistics_check_trend_score{"))
     assert float(scores[of % ("score", "on_time_rate") + "}"]) < 3.6 and of % ("score", "errors") + "}" not in scores
 
@@ -189,17 +191,21 @@ def broken(line):
     """What is wrong, in the first line of a verdict, by name."""
     first = json.loads(line)
     metric = first["verdict"]["metrics"][0]
+
+    def altered(**fields):
+        return json.dumps(dict(first, verdict=dict(first["verdict"], **fields)))
+
     return {
-        "cut": line[:50], "empty": "", "other": '{"format": "x"}', "list": "[1]", "deep": "[" * 60000, "long": line[:-1] + " " * 70000 + "}",
+        "cut": line[:50], "empty": "", "other": '{"format": "x"}', "list": "[1]", "deep": "[" * 60000,
+        "long": line[:-1] + " " * 70000 + "}",
         "infinite": line.replace('"value": 4', '"value": 1e999'), "nan": line.replace('"value": 4', '"value": NaN'),
-        "text": json.dumps(dict(first, verdict=dict(first["verdict"], metrics=[dict(metric, value="4")]))),
-        "less": json.dumps(dict(first, verdict=dict(first["verdict"], metrics=[{"name": "x"}]))),
-        "when": json.dumps(dict(first, verdict=dict(first["verdict"], checked_at="yesterday"))), "none": json.dumps(dict(first, verdict={})),
-        "flat": json.dumps(dict(first, verdict=dict(first["verdict"], metrics=[5]))), "number": "9" * 60000, "bytes": "\udcff\udcfe"}
+        "text": altered(metrics=[dict(metric, value="4")]), "less": altered(metrics=[{"name": "x"}]),
+        "flat": altered(metrics=[5]), "when": altered(checked_at="yesterday"), "none": json.dumps(dict(first, verdict={})), "number": "9" * 60000,
+        "bytes": "\udcff\udcfe"}
 
 
-@pytest.mark.parametrize("how", ["cut", "empty", "other", "list", "deep", "long", "infinite", "nan", "text", "less", "when", "none",
-                                 "flat", "number", "bytes"])
+@pytest.mark.parametrize("how", ["cut", "empty", "other", "list", "deep", "long", "infinite", "nan", "text", "less", "when",
+                                 "none", "flat", "number", "bytes"])
 def test_a_damaged_verdict_is_unreadable_and_says_why(verdict, how):
     line, rest = verdict.read_text().split("\n", 1)
     assert broken(line)[how] != line
@@ -209,8 +215,9 @@ def test_a_damaged_verdict_is_unreadable_and_says_why(verdict, how):
     assert block["detail"].startswith("%s: " % verdict)
 
 
-@pytest.mark.parametrize("make", [lambda path: path.mkdir(), lambda path: os.mkfifo(str(path)), lambda path: path.symlink_to("/dev/zero"),
-                                  lambda path: path.symlink_to(path), lambda path: path.write_bytes(os.urandom(9 << 20))])
+@pytest.mark.parametrize("make", [lambda path: path.mkdir(), lambda path: os.mkfifo(str(path)),
+                                  lambda path: path.symlink_to("/dev/zero"), lambda path: path.symlink_to(path),
+                                  lambda path: path.write_bytes(os.urandom(9 << 20))])
 def test_what_is_no_history_is_unreadable_and_costs_no_request(launch, database, tmp_path, make):
     make(tmp_path / "trends")
     service = launch(database, trends_file=tmp_path / "trends")
@@ -255,8 +262,7 @@ def checked(server, path, now=NOON, *arguments):
 
 def serving(found):
     """The answers of a service that tells that history."""
-    whole = dict(metrics(), **{name: found[name] for name in ("history", "by_carrier")})
-    return healthy(**{HISTORY: answer(dict(whole, generated_at=found["generated_at"], requests=found["requests"]))})
+    return healthy(**{HISTORY: answer(dict(metrics(), **found))})
 
 
 def result(report):
@@ -310,9 +316,7 @@ def overdue(fake, tmp_path, present, now=NOON):
     """The Trend of the overdue shipments, of which there were some fifty for two weeks and now are that many."""
     rng = random.Random(1)
     values = [50 + rng.randrange(-4, 5) for _ in range(4032)]
-    found = document(now, overdue=present)
-    server = fake(healthy(**{HISTORY: answer(dict(metrics(), history=[], generated_at=found["generated_at"], requests=found["requests"],
-                                                  shipments=dict(metrics()["shipments"], overdue=present)))}))
+    server = fake(serving(document(now, overdue=present)))
     history_of(tmp_path / "trends", server.url, values)
     report = checked(server, tmp_path / "trends", now)
     return next(trend for trend in report.trends if trend.name == "overdue"), report
@@ -361,8 +365,9 @@ def test_the_check_alone_says_that_trends_are_not_installed_and_does_the_rest(fa
     url, command = fake(healthy()).url, [sys.executable, str(tmp_path / "health_check.py")]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "universal_newlines": True, "cwd": str(tmp_path)}
     done = subprocess.run(command + ["--url", url, "--trends-file", "trends"], **pipes)
-    assert (done.returncode, done.stderr) == (0, "") and done.stdout.splitlines()[-1] == (
-        "  warning  trends     not_installed: trends: not installed; copy trends.py beside health_check.py  docs/runbook.md#not_installed")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[-1] == ("  warning  trends     not_installed: trends: not installed; copy trends.py beside "
+                                            "health_check.py  docs/runbook.md#not_installed")
     assert [line.split()[0] for line in done.stdout.splitlines()[1:6]] == ["ok"] * 5
     assert "trends" not in subprocess.run(command + ["--url", url], **pipes).stdout
     for arguments in (["score"], ["--backtest", "--trends-file", "trends"]):
@@ -376,9 +381,11 @@ def test_the_check_alone_says_that_trends_are_not_installed_and_does_the_rest(fa
 def test_a_trends_py_that_does_not_work_costs_no_other_check_its_line(fake, tmp_path, content):
     shutil.copy(str(ROOT / "health_check.py"), str(tmp_path))
     (tmp_path / "trends.py").write_text(content)
-    done = subprocess.run([sys.executable, str(tmp_path / "health_check.py"), "--url", fake(serving(document())).url, "--trends-file",
-                           str(tmp_path / "history")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
-    assert (done.returncode, done.stderr) == (1, "") and [line.split()[0] for line in done.stdout.splitlines()[1:6]] == ["ok"] * 5
+    command = [sys.executable, str(tmp_path / "health_check.py"), "--trends-file", str(tmp_path / "history"), "--url"]
+    done = subprocess.run(command + [fake(serving(document())).url], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                          universal_newlines=True)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert [line.split()[0] for line in done.stdout.splitlines()[1:6]] == ["ok"] * 5
     assert done.stdout.splitlines()[6].startswith("  could not tell  trends     trends.py: ")
 
 
@@ -438,8 +445,8 @@ def test_a_zone_that_the_host_does_not_know_is_refused_by_name(tmp_path, monkeyp
 
 
 def test_the_numbers_to_watch_may_stand_in_the_variable(fake, tmp_path):
-    server = fake(serving(document(int(time.time()))))
-    done = run("--url", server.url, "--format", "json", trends_file=str(tmp_path / "trends"), watch="requests.total,by_carrier.Acme.overdue")
+    server, watch = fake(serving(document(int(time.time())))), "requests.total,by_carrier.Acme.overdue"
+    done = run("--url", server.url, "--format", "json", trends_file=str(tmp_path / "trends"), watch=watch)
     assert [one["name"] for one in json.loads(done[1])["trends"]] == NAMES + ["requests.total", "by_carrier.Acme.overdue"]
 
 
@@ -448,9 +455,11 @@ def test_the_numbers_to_watch_may_stand_in_the_variable(fake, tmp_path):
 def test_a_backtest_tells_each_alarm_and_how_many_a_week_there_would_have_been(judged, tmp_path):
     code, output, errors = run("--url", judged.url, "--backtest", "--trends-file", str(tmp_path / "none"))
     lines = output.splitlines()
-    assert (code, errors) == (0, "") and lines[0].startswith("created ") and [line for line in lines if line.startswith("created: none, ")]
+    assert (code, errors) == (0, "") and lines[0].startswith("created ")
+    assert [line for line in lines if line.startswith("created: none, ")]
     assert [line.split(":")[0] for line in lines[-6:]] == NAMES
-    assert lines[-6].startswith("created: ") and " alarms in 3.7 weeks, " in lines[-6] and lines[-3] == "overdue: 0 alarms in 0.0 weeks"
+    assert lines[-6].startswith("created: ") and " alarms in 3.7 weeks, " in lines[-6]
+    assert lines[-3] == "overdue: 0 alarms in 0.0 weeks"
     assert not (tmp_path / "none").exists()
 
 
