@@ -96,7 +96,8 @@ def until_found(kind, step, seeds, hour):
     """{change: [steps to the alarm, None without one]} of incidents of so long; silence counts where events are counted."""
     start, found = series.BEGIN + 29 * series.DAY + hour * 3600, {name: [] for name, _ in CHANGES}
     for seed in range(seeds):
-        made, silence, rows = trends.Detector(step, time.gmtime, limit(step)), trends.Silence(), list(series.quiet(kind, seed, step, 4.6))
+        made, silence = trends.Detector(step, time.gmtime, limit(step)), trends.Silence()
+        rows = list(series.quiet(kind, seed, step, 4.6))
         for row in rows:
             if row[0] < start:
                 silence.update(made.update(*row))
