@@ -183,7 +183,7 @@ class Alarm:
         self.limit, self.state, self.since, self.cause, self.calm = limit, "learning", None, None, 0
 
     def update(self, judged):
-        """Whether an incident begins with this. It ends after CALM_STEPS steps below CALM; what stays so long is the new usual."""
+        """Whether an incident begins with this. It ends after CALM_STEPS scores below CALM: what stays is the new usual."""
         begins = self.state != "degraded" and judged.state == "judged" and judged.onset and judged.score >= self.limit
         self.calm = self.calm + 1 if judged.score < CALM else 0
         if begins:
@@ -196,9 +196,11 @@ class Alarm:
 def rarity(score, step):
     """How often quiet values of this step, in seconds, reach the score, in words."""
     seconds = step * 10 ** min(score, 12)       # more than a century for any step
+    if seconds >= CENTURY:
+        return "less than once in a century"
     for length, unit in UNITS:
         if seconds >= 2 * length:
-            return "less than once in a century" if seconds >= CENTURY else "about once in %d %s" % (round(seconds / length), unit)
+            return "about once in %d %s" % (round(seconds / length), unit)
     return "at any time"
 
 
@@ -227,9 +229,10 @@ def number(text):
 
 
 def score(lines, out):
-    """Reads timestamp,value and writes a score for each, or 0 for what is no onset. Raises ValueError with the number of the line.
+    """Reads lines of timestamp,value and writes a score for each, or 0 for what is no onset; flushed, so that a pipe is followed.
 
-    The step is the median of the first differences of time, of those up to the value that is scored.
+    The step is the median of the first differences of time, of those up to the value that is scored. Raises ValueError, with
+    the number of the line, for one that is neither a sample nor empty nor a header in front.
     """
     detector, steps, last = Detector(RATE_STEP), [], math.inf
     rows = csv.reader(lines, strict=True)
