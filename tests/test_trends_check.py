@@ -200,8 +200,8 @@ def broken(line):
         "long": line[:-1] + " " * 70000 + "}",
         "infinite": line.replace('"value": 4', '"value": 1e999'), "nan": line.replace('"value": 4', '"value": NaN'),
         "text": altered(metrics=[dict(metric, value="4")]), "less": altered(metrics=[{"name": "x"}]),
-        "flat": altered(metrics=[5]), "when": altered(checked_at="yesterday"), "none": json.dumps(dict(first, verdict={})), "number": "9" * 60000,
-        "bytes": "\udcff\udcfe"}
+        "flat": altered(metrics=[5]), "when": altered(checked_at="yesterday"), "none": json.dumps(dict(first, verdict={})),
+        "number": "9" * 60000, "bytes": "\udcff\udcfe"}
 
 
 @pytest.mark.parametrize("how", ["cut", "empty", "other", "list", "deep", "long", "infinite", "nan", "text", "less", "when",
