@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 
-import series
 import trends
 from conftest import LONG, ROOT
 from series import BEGIN, DAY, QUIET, WEEK, Source, changed, quiet
