@@ -8,7 +8,6 @@ import functools
 import io
 import itertools
 import math
-import os
 import subprocess
 import sys
 import time
@@ -16,7 +15,6 @@ from pathlib import Path
 
 import pytest
 
-import series
 import trends
 from conftest import LONG, ROOT
 from series import BEGIN, DAY, QUIET, WEEK, Source, changed, quiet
@@ -25,7 +23,7 @@ METRICS = 6         # of a whole check, that share its tolerance
 FIVE, HOUR = 300, 3600
 PEAK = BEGIN + 29 * DAY + 13 * 3600     # a Tuesday at 13:00, after four weeks
 SCMS = ROOT.parent / "shared" / "data" / "SCMS_Delivery_History_Dataset.csv"
-PYTHONS = sorted(Path.home().glob(".pyenv/versions/3.*/bin/python"))
+PYTHONS = sorted(map(str, Path.home().glob(".pyenv/versions/3.*/bin/python"))) + [sys.executable]
 
 
 def limit(step):
@@ -391,15 +389,12 @@ def test_the_step_is_told_by_the_times_so_far():
     assert whole == pytest.approx(known, abs=.02)       # the first value alone was taken for one of five minutes
 
 
-def test_scores_are_the_same_on_the_oldest_and_the_newest_python(tmp_path):
-    pythons = [PYTHONS[0], PYTHONS[-1]] if PYTHONS else []
-    if len(pythons) < 2:
-        pytest.skip("one Python alone is here")
-    text = csv_text(quiet("busy", 9, FIVE, 2)) + csv_text(quiet("latency", 9, FIVE, 2), header="")
+@pytest.mark.parametrize("python", PYTHONS)
+def test_scores_are_the_same_on_every_python(python):
+    text = csv_text(quiet("busy", 9, FIVE, 1)) + csv_text(quiet("latency", 9, FIVE, 1), header="")
     command = "import sys; sys.path.insert(0, %r); import trends; trends.score(sys.stdin, sys.stdout)" % str(ROOT)
-    found = [subprocess.run([str(python), "-c", command], input=text, stdout=subprocess.PIPE, universal_newlines=True,
-                            check=True).stdout for python in pythons]
-    assert found[0] == found[1] and found[0].count("\n") == 2 * 2 * 2016
+    found = subprocess.run([python, "-B", "-c", command], input=text, stdout=subprocess.PIPE, universal_newlines=True, check=True)
+    assert [float(line) for line in found.stdout.splitlines()] == scored(text) and len(scored(text)) == 2 * 2016
 
 
 # Real data
