@@ -9,20 +9,27 @@
   query_p95  the same of the queries of the database, with --max-query-p95 only
   fresh      the age of the newest change, with --max-age only
   log        errors of this run of the service: read from --log-file, or from what /metrics says of its log
+  trends     what is odd for its hour, such as no deliveries, by the history that it keeps in --trends-file, with that only
 
-A check is ok, warning, failing or could not tell. What is printed, and the exit code when the worst check is:
+A check is ok, learning, warning, failing or could not tell. What is printed, and the exit code when the worst check is:
 
-  --format    ok  warning  failing  could not tell, or wrong arguments
-  text        0   0        1        1                one line for each check
-  json        0   0        1        1
-  nagios      0   1        2        3                one line with performance data; -v, -vv and -vvv tell more
-  textfile    0   0        1        1                for the node exporter, as --textfile FILE writes it beside any format
+  --format    ok, learning  warning  failing  could not tell, or wrong arguments
+  text        0             0        1        1      one line for each check
+  json        0             0        1        1
+  nagios      0             1        2        3      one line with performance data; -v, -vv and -vvv tell more
+  textfile    0             0        1        1      for the node exporter, as --textfile FILE writes it beside any format
 
 The checks end within --timeout, however slowly anything answers, so runs never pile up; writing the textfile and --ping have 5 s
-more each. This one file is all that another host needs. For cron, which mails whatever is printed, and for Nagios or Icinga:
+more each. This one file is all that another host needs, and trends.py beside it for trends. For cron, which mails whatever is
+printed, and for Nagios or Icinga:
 
-  */5 * * * * /opt/metrics/health_check.py --quiet --log-file /var/log/metrics.log
+  */5 * * * * /opt/metrics/health_check.py --quiet --log-file /var/log/metrics.log --trends-file /var/lib/metrics/trends
   /opt/metrics/health_check.py --format nagios -H 192.0.2.7 -p 8321 -w 0.5 -c 2 -t 10
+
+Two things beside checking: what trends would have said, and how odd each value of one's own data is to it:
+
+  /opt/metrics/health_check.py --trends-file /var/lib/metrics/trends --backtest
+  /opt/metrics/health_check.py score < timestamps_and_values.csv
 """
 
 import argparse
@@ -69,6 +76,7 @@ ENDED_BY = {"database_unavailable": "database_recovered", "schema_mismatch": "da
             "credentials_invalid": "credentials_recovered", "accept_failed": "accept_recovered"}
 FILE_REASONS = {FileNotFoundError: "missing", NotADirectoryError: "missing", IsADirectoryError: "not_a_file",
                 PermissionError: "denied"}
+WATCHED = 16                        # numbers that may be watched besides
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 # The metrics of the textfile and what they say. Every file of a folder has to say the same of a metric of the same name.
@@ -78,9 +86,13 @@ FAMILIES = {
     "duration_seconds": "Duration of the last run.",
     "request_duration_seconds": "Duration of the last run's requests that were answered.",
     "p95_seconds": "The 95th percentile of five minutes, as the check of that name judges it.",
+    "trend_state": "Whether the trend of a metric came to this state at the last run.",
+    "trend_score": "How odd the last value of a metric is: as odd is one in ten to the power of this.",
     "last_run_timestamp_seconds": "When the last run ended.",
 }
 FAMILY = "logistics_check_"
+TREND_STATES = ("quiet", "learning", "degraded", "not_enough_data")     # as trends.py has them
+NO_TRENDS = "trends: not installed; copy trends.py beside health_check.py"
 
 # What each answer of /metrics has, be it the problem document of a failing service, and what each good one has besides.
 COUNT, NUMBER, TEXT, NULL = (int,), (int, float), (str,), (type(None),)     # exact types: a bool is no count
@@ -131,18 +143,19 @@ ENDINGS = (
 class Status(enum.IntEnum):
     """Best to worst; the verdict is the worst there is."""
     OK = 0
-    WARNING = 1
-    UNKNOWN = 2
-    FAILING = 3
+    LEARNING = 1
+    WARNING = 2
+    UNKNOWN = 3
+    FAILING = 4
 
     def words(self):
         return "could not tell" if self is Status.UNKNOWN else self.name.lower()
 
 
-OK, WARNING, UNKNOWN, FAILING = Status
+OK, LEARNING, WARNING, UNKNOWN, FAILING = Status
 
-FIGURES = ("metrics", "latency", "p95", "query_p95")     # checks whose summary tells something when all is ok
-PLUGIN_STATES = {OK: (0, "OK"), WARNING: (1, "WARNING"), FAILING: (2, "CRITICAL"), UNKNOWN: (3, "UNKNOWN")}
+FIGURES = ("metrics", "latency", "p95", "query_p95", "trends")     # checks whose summary tells something when all is ok
+PLUGIN_STATES = {OK: (0, "OK"), LEARNING: (0, "OK"), WARNING: (1, "WARNING"), FAILING: (2, "CRITICAL"), UNKNOWN: (3, "UNKNOWN")}
 
 HEALTH = {"pass": OK, "warn": WARNING, "fail": FAILING}     # health+json, draft-inadarei-api-health-check-06
 
@@ -150,7 +163,7 @@ Finding = namedtuple("Finding", "status reason summary")    # reason: one word o
 Result = namedtuple("Result", "name status reason summary seconds")
 Request = namedtuple("Request", "seconds path peer status size")     # status and size of the answer, None without one
 Measure = namedtuple("Measure", "label value unit warning critical least most")      # for performance data; None: does not apply
-Report = namedtuple("Report", "verdict url instance checked_at seconds results requests measures")
+Report = namedtuple("Report", "verdict url instance checked_at seconds results requests measures trends")
 Answer = namedtuple("Answer", "status phrase location date body")   # any HTTP answer, its body cut off behind the limit
 Entry = namedtuple("Entry", "time level text")              # a log line; text begins with the event
 Range = namedtuple("Range", "text start end inside")       # the values that are no alert, or with inside those that are one
@@ -255,6 +268,35 @@ def misfits(document, shape):
                 yield path
 
 
+def replace_file(path, text):
+    """Puts a file that all may read in the place of path in one step, so that no reader meets half of one. OSError."""
+    import tempfile     # seldom needed, and slow to load
+    folder, name = os.path.split(os.path.abspath(path))
+    number, scratch = tempfile.mkstemp(".tmp", "." + name + ".", folder)    # by no name that the collector reads
+    try:
+        with open(number, "w", encoding="utf-8") as file:
+            os.fchmod(number, 0o644)                # made with 0600, and the collector is another user
+            file.write(text + "\n")
+            file.flush()
+            os.fsync(number)
+        os.replace(scratch, path)
+    except BaseException:       # raised again: nothing is left behind
+        os.unlink(scratch)
+        raise
+
+
+def load_trends():
+    """The module trends, None where this file was copied without it."""
+    sys.dont_write_bytecode = True      # a run by root leaves no file that another user could not replace
+    try:
+        import trends
+    except ModuleNotFoundError as error:
+        if error.name != "trends":
+            raise
+        return None
+    return trends
+
+
 def find_proxy(url):
     """The proxy that the environment asks for as a split URL; None for this host itself, which no proxy can reach."""
     if LOOPBACK.fullmatch(url.hostname):
@@ -354,8 +396,8 @@ class Exchange:
 class Site:
     """What one run has learnt of the service so far, and the way to ask for more."""
 
-    def __init__(self, settings):
-        self.settings = settings
+    def __init__(self, settings, present=time.time):
+        self.settings, self.present = settings, present     # present: Unix time by which trends are judged
         self.deadline = time.monotonic() + settings.timeout.seconds
         self.requests = []          # one Request each, answered or not
         self.expired = False        # whether a request was given up because the time for all checks ended
@@ -364,6 +406,7 @@ class Site:
         self.instance = None        # known once the service is reachable
         self.figures = None         # the document of /metrics, once it is known to be well-formed
         self.logging = None         # the same, or the problem document given instead: both tell of the log
+        self.trends = []            # one trends.Trend a metric, the rarest first
 
     def within(self, function, *arguments):
         """What function returns within what is left of the time for all checks."""
@@ -693,6 +736,49 @@ def check_log(site):
     return max(target or content, content, key=lambda finding: finding.status)
 
 
+def read_history(site, trends):
+    """The document of /metrics with as many hours as trends are judged by."""
+    path = "/metrics?history={}".format(trends.HOURS)
+    return document_of(site.fetch(path, (200,), site.settings.credentials), path)
+
+
+def review_trends(site, trends):
+    """The trends.Review of now, which is in the file by then. Raises Trouble."""
+    settings, document = site.settings, read_history(site, trends)
+    try:
+        return site.within(trends.review, settings.trends_file, settings.url.geturl(), document, settings.watch,
+                           settings.trends_tolerated, site.present(), replace_file)
+    except trends.Trouble as trouble:
+        raise Trouble(WARNING, trouble.reason, trouble.text)
+    except Overdue:
+        raise Trouble(WARNING, "history_unusable", "{}: reading and writing it takes too long".format(settings.trends_file))
+
+
+def judge_trends(site):
+    """The finding on what is odd, else on what keeps the history from being kept, else on how far it has learnt."""
+    trends = load_trends()
+    if not trends:
+        return Finding(WARNING, "not_installed", NO_TRENDS)
+    require(site.figures, "no figures from /metrics")
+    review = review_trends(site, trends)
+    site.trends, told = review.trends, trends.tell(review)
+    if review.state == "degraded":
+        return Finding(site.settings.trends, "trend", told)
+    if review.troubles:
+        return Finding(WARNING, review.troubles[0][0], told)
+    return Finding(OK if review.state == "quiet" else LEARNING, None, told)
+
+
+def check_trends(site):
+    """None when nobody asked for it."""
+    try:
+        return judge_trends(site) if site.settings.trends_file else None
+    except Trouble:
+        raise
+    except Exception as error:      # a fault of trends.py, or one of another release, costs no other check its line
+        raise Trouble(UNKNOWN, None, "trends.py: {!r}".format(error))
+
+
 CHECKS = (
     ("reachable", check_reachable),
     ("metrics", check_metrics),
@@ -702,6 +788,7 @@ CHECKS = (
     ("query_p95", check_query_p95),
     ("fresh", check_fresh),
     ("log", check_log),
+    ("trends", check_trends),
 )
 
 
@@ -751,13 +838,13 @@ def measure(site):
     yield Measure("uptime", figures["service"]["uptime_seconds"], "s", None, None, 0, None)
 
 
-def run_checks(settings):
-    site, started = Site(settings), time.monotonic()
+def run_checks(settings, present=time.time):
+    site, started = Site(settings, present), time.monotonic()
     results = [result for result in (judge(site, name, check) for name, check in CHECKS) if result]
     verdict = max(result.status for result in results)
     seconds = round(time.monotonic() - started, 6)
     return Report(verdict, settings.url.geturl(), site.instance, stamp(time.time()) + "Z", seconds, results, site.requests,
-                  list(measure(site)))
+                  list(measure(site)), site.trends)
 
 
 def exit_code(report):
@@ -802,7 +889,8 @@ def as_text(report, verbose=0):
 def as_json(report, verbose=0):
     checks = [dict(result._asdict(), status=result.status.name.lower()) for result in report.results]
     return json.dumps({"verdict": report.verdict.name.lower(), "exit": exit_code(report), "url": report.url,
-                       "instance": report.instance, "checked_at": report.checked_at, "seconds": report.seconds, "checks": checks})
+                       "instance": report.instance, "checked_at": report.checked_at, "seconds": report.seconds, "checks": checks,
+                       "trends": [trend._asdict() for trend in report.trends]})
 
 
 def performance(item):
@@ -852,6 +940,12 @@ def samples(report):
     for item in report.measures:
         if item.label in RECENT:
             yield "p95_seconds", [("check", item.label)], item.value
+    for trend in report.trends:
+        for state in TREND_STATES:
+            yield "trend_state", [("metric", trend.name), ("state", state)], int(trend.state == state)
+    for trend in report.trends:
+        if trend.score is not None:
+            yield "trend_score", [("metric", trend.name)], trend.score
     yield "last_run_timestamp_seconds", [], calendar.timegm(time.strptime(report.checked_at, TIMESTAMP + "Z"))
 
 
@@ -868,23 +962,6 @@ def as_textfile(report, verbose=0):
 
 
 OUTPUTS = {"text": as_text, "json": as_json, "nagios": as_plugin, "textfile": as_textfile}
-
-
-def replace_file(path, text):
-    """Puts a file that all may read in the place of path in one step, so that no reader meets half of one. OSError."""
-    import tempfile     # seldom needed, and slow to load
-    folder, name = os.path.split(os.path.abspath(path))
-    number, scratch = tempfile.mkstemp(".tmp", "." + name + ".", folder)    # by no name that the collector reads
-    try:
-        with open(number, "w", encoding="utf-8") as file:
-            os.fchmod(number, 0o644)                # made with 0600, and the collector is another user
-            file.write(text + "\n")
-            file.flush()
-            os.fsync(number)
-        os.replace(scratch, path)
-    except BaseException:       # raised again: nothing is left behind
-        os.unlink(scratch)
-        raise
 
 
 def export(report, path):
@@ -972,11 +1049,17 @@ def move(url, hostname, port):
     return url._replace(netloc="{}:{}".format(host, port) if port else host)
 
 
-def duration(text):
-    seconds = float(text)
-    if not 0 < seconds <= 1e9:      # refuses nan too
-        raise ValueError("give seconds above 0")
-    return seconds
+def positive(words):
+    """A kind of option that takes a number of these."""
+    def parse(text):
+        number = float(text)
+        if not 0 < number <= 1e9:       # refuses nan too
+            raise ValueError("give {} above 0".format(words))
+        return number
+    return parse
+
+
+duration, false_alarms = positive("seconds"), positive("false alarms a week")
 
 
 def choice(values):
@@ -991,7 +1074,7 @@ def choice(values):
 def time_limit(text):
     """The Limit in SECONDS[:STATE], where the state is one of Nagios."""
     seconds, colon, state = text.partition(":")
-    states = {word.lower(): status for status, (_, word) in PLUGIN_STATES.items() if status is not OK}
+    states = {word.lower(): status for status, (code, word) in PLUGIN_STATES.items() if code}
     return Limit(duration(seconds), choice(states)(state) if colon else None)
 
 
@@ -1012,6 +1095,14 @@ def verbosity(text):
     if not text.isdigit():
         raise ValueError("give 0, 1, 2 or 3")
     return int(text)
+
+
+def watch_paths(text):
+    """The paths in a text that has commas between them."""
+    paths = tuple(dict.fromkeys(text.split(",")))
+    if len(paths) > WATCHED or not all(path.isprintable() and len(path) <= 100 and all(path.split(".")) for path in paths):
+        raise ValueError("give {} dotted paths of /metrics at most, such as requests.total".format(WATCHED))
+    return paths
 
 
 def prom_file(text):
@@ -1058,8 +1149,13 @@ OPTIONS = (
     Option("max_query_p95", None, duration, None, "SECONDS", "the same for the queries of the database"),
     Option("max_age", None, duration, None, "SECONDS", "what the newest change may be old"),
     Option("log_window", None, duration, "600", "SECONDS", "how long an error in the log counts"),
+    Option("trends_file", None, str, None, "FILE", "judge trends by the history that is kept there; it is made"),
+    Option("trends", None, choice({"warn": WARNING, "fail": FAILING}), "warn", "warn|fail", "what a trend that is odd is"),
+    Option("trends_tolerated", None, false_alarms, "0.25", "NUMBER", "false alarms a week that all trends together may raise"),
+    Option("watch", None, watch_paths, None, "PATH", "judge this number of /metrics too; several times, or with commas"),
 )
-Settings = namedtuple("Settings", [option.name for option in OPTIONS])
+Settings = namedtuple("Settings", [option.name for option in OPTIONS] + ["command"])    # command: None to check
+FILES = ("log_file", "credentials", "ca_file", "textfile")
 
 
 def as_nagios_asks(argv, environ):
@@ -1098,7 +1194,7 @@ def variable(option):
 def form(option):
     """How argparse takes an option."""
     if option.metavar:
-        return {"metavar": option.metavar}
+        return {"metavar": option.metavar, "action": "append" if option.kind is watch_paths else "store"}
     return {"action": "count"} if option.kind is verbosity else {"action": "store_const", "const": "1"}
 
 
@@ -1108,6 +1204,8 @@ def build_parser(plugin):
         text = "{} ({}{})".format(option.help, "default {}, ".format(option.default) if option.default else "", variable(option))
         names = ["-" + option.letter] if option.letter else []
         parser.add_argument(*names, "--" + option.name.replace("_", "-"), help=text, **form(option))
+    parser.add_argument("--backtest", action="store_true", help="print which alarms trends would have raised, and check nothing")
+    parser.add_argument("command", nargs="?", choices=["score"], help="print how odd each timestamp,value of standard input is")
     parser.add_argument("-V", "--version", action="version", version="health_check " + VERSION)
     return parser
 
@@ -1115,30 +1213,56 @@ def build_parser(plugin):
 def settle(settings):
     """Settings with what follows from several of them."""
     otherwise = UNKNOWN if settings.format is as_plugin else FAILING
-    return settings._replace(url=move(settings.url, settings.hostname, settings.port),
+    return settings._replace(url=move(settings.url, settings.hostname, settings.port), watch=settings.watch or (),
                              critical=settings.critical or upto(settings.max_latency),
                              timeout=settings.timeout._replace(status=settings.timeout.status or otherwise))
+
+
+def clash(texts):
+    """What cannot be of several settings together, or None. A history in the place of another file would destroy that."""
+    file = texts["trends_file"]
+    if texts["watch"] and not file:
+        return "--watch {}: it takes --trends-file".format(texts["watch"])
+    for name in FILES:
+        if file and texts[name] and os.path.realpath(texts[name]) == os.path.realpath(file):
+            return "--trends-file {}: that is the file of --{} too".format(file, name.replace("_", "-"))
+    return None
+
+
+def zone_fault(zone):
+    """What is wrong with the time zone of the environment, or None."""
+    try:
+        known = load_trends().known_zone(zone)
+    except Exception:       # there is none, or one of another release, which has a line of its own
+        known = True
+    return None if known else "TZ {}: this host does not know the time zone, and would take UTC for it".format(zone)
 
 
 def read_settings(argv, environ):
     """Settings from the command line, else from the environment, else by default; a wrong one ends the program."""
     parser = build_parser(as_nagios_asks(argv, environ))
-    given, values = vars(parser.parse_args(argv)), []
+    given, texts, values = vars(parser.parse_args(argv)), {}, []
     if given["url"]:        # a variable for a part of it is no stronger than the argument
         environ = dict(environ, METRICS_CHECK_HOSTNAME="", METRICS_CHECK_PORT="")
     for option in OPTIONS:
         origin = variable(option) if given[option.name] is None else "--" + option.name.replace("_", "-")
-        text = given[option.name] or environ.get(variable(option)) or option.default
+        words = given[option.name]
+        text = (",".join(words) if isinstance(words, list) else words) or environ.get(variable(option)) or option.default
         try:
             values.append(text and option.kind(str(text)))
         except (ValueError, OSError) as error:
             parser.error("{} {}: {}".format(origin, text, error))
-    return settle(Settings(*values))
+        texts[option.name] = text
+    command = "backtest" if given["backtest"] else given["command"]
+    fault = clash(texts) or (texts["trends_file"] or command) and zone_fault(environ.get("TZ", ""))
+    if fault:
+        parser.error(fault)
+    return settle(Settings(*values, command))
 
 
 def announce(report, settings):
     """Prints what is asked for."""
-    silent = settings.quiet and report.verdict is OK and settings.format is not as_plugin
+    silent = settings.quiet and report.verdict <= LEARNING and settings.format is not as_plugin
     if not silent and not (settings.textfile and settings.format is as_textfile):
         print(settings.format(report, settings.verbose), flush=True)
 
@@ -1154,11 +1278,46 @@ def check_once(settings):
     return PLUGIN_STATES[report.verdict][0] if settings.format is as_plugin else exit_code(report)
 
 
+def print_scores(settings, trends):
+    """Prints how odd each value of standard input is."""
+    trends.score(sys.stdin, sys.stdout)
+
+
+def look_back(settings, trends):
+    """Prints which alarms there would have been. A service that does not answer adds no hours."""
+    document = None
+    try:
+        document = read_history(Site(settings), trends)
+    except Trouble as trouble:
+        print("health_check: without the hours of the service: " + sentence(trouble.finding), file=sys.stderr)
+    for line in trends.backtest(settings.trends_file, settings.url.geturl(), document, settings.watch, settings.trends_tolerated):
+        print(printable(line))
+
+
+def use_trends(command, settings):
+    """The exit code of a command that is about trends alone."""
+    trends = load_trends()
+    try:
+        if not trends:
+            raise ValueError(NO_TRENDS)
+        command(settings, trends)
+        sys.stdout.flush()
+    except BrokenPipeError:     # whoever reads has enough; what is left must not be tried again at the end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (ValueError, OSError) as error:
+        print("health_check: {}".format(printable(str(error))), file=sys.stderr)
+        return 1
+    return 0
+
+
+COMMANDS = {"score": print_scores, "backtest": look_back}
+
+
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
     settings = read_settings(argv, os.environ)
     try:
-        return check_once(settings)
+        return use_trends(COMMANDS[settings.command], settings) if settings.command else check_once(settings)
     except (Exception, KeyboardInterrupt) as error:     # a fault of the check: never a good verdict, and one line for the mail
         if settings.format is not as_plugin:
             print("health_check: could not tell: {!r}".format(error), file=sys.stderr)

@@ -127,6 +127,7 @@ SETTINGS = (
     Setting("slow_request_seconds", 1.0, number(float, 0, 3600), "a number of seconds, such as 1; 0 reports none"),
     Setting("slow_query_seconds", 0.5, number(float, 0, 3600), "a number of seconds, such as 0.5; 0 reports none"),
     Setting("pid_file", os.path.join(FOLDER, NAME + ".pid"), file_path, "a file in a folder this user may write"),
+    Setting("trends_file", None, file_path, "the file that health_check.py --trends-file keeps; unset tells no trends"),
     Setting("query_timeout", 2.0, number(float, 0.1, 30), "a number of seconds, such as 2"),
     Setting("stale_seconds", 60.0, number(float, 0, 3600), "a number of seconds, such as 60"),
     Setting("drain_seconds", 5.0, number(float, 0, 60), "a number of seconds, such as 5"),
@@ -161,7 +162,8 @@ def clashes(settings, env_file):
     roles = {}
     for role, path in (("METRICS_DB_PATH", settings.db_path), ("--env-file", env_file), ("METRICS_LOG_FILE", settings.log_file),
                        ("METRICS_PID_FILE", settings.pid_file), ("METRICS_AUTH_FILE", settings.auth_file),
-                       ("METRICS_TLS_CERT", settings.tls_cert), ("METRICS_TLS_KEY", settings.tls_key)):
+                       ("METRICS_TLS_CERT", settings.tls_cert), ("METRICS_TLS_KEY", settings.tls_key),
+                       ("METRICS_TRENDS_FILE", settings.trends_file)):
         if role == "METRICS_TLS_KEY" and path == settings.tls_cert:
             continue  # a PEM file may hold both
         other = roles.setdefault(os.path.realpath(path), role) if path else role
@@ -285,9 +287,10 @@ Wanted = collections.namedtuple("Wanted", "form zipped history")    # what one a
 class Service:
     """The application behind the server: one function a route, one place that turns trouble into a status code."""
 
-    def __init__(self, log, store, credentials=None, certificate_end=None, access_log=False, slow_seconds=0):
+    def __init__(self, log, store, credentials=None, certificate_end=None, access_log=False, slow_seconds=0, trends=None):
         self.log, self.store, self.credentials, self.certificate_end = log, store, credentials, certificate_end
         self.access_log, self.slow_seconds = access_log, slow_seconds or float("inf")
+        self.trends = trends              # trends.Published, where a check's file is to be told
         self.refusal = None               # (time, why) of the last reload, where it was refused
         self.instance = os.urandom(16).hex()  # new at every start: how a restart proves that the new one answers
         self.started, self.started_at = time.monotonic(), time.time()
@@ -565,6 +568,7 @@ class Service:
         if stale:
             document["stale"] = {"reason": stale.reason, "age_seconds": round(self.store.age(), 1), "detail": stale.detail}
         document.update(exposition.metrics_document(figures, history))
+        document["trends"] = self.trends and self.trends.block(time.time())
         document.update(blocks)
         return document
 
@@ -932,6 +936,14 @@ def say_silence(trouble):
         event(logging.INFO, "watchdog_recovered")
 
 
+def trends_of(settings):
+    """What tells the verdict of the check, None without its file."""
+    if not settings.trends_file:
+        return None
+    import trends   # memory that a service without such a file does without
+    return trends.Published(settings.trends_file)
+
+
 class Life:
     """One run of the service: what it serves with, its reloads and its end."""
 
@@ -941,7 +953,7 @@ class Life:
         self.handler, self.certificate_end = tls_of(settings)
         self.server = self.url = None   # once it listens
         self.service = Service(log, store, credentials_of(settings), self.certificate_end, settings.access_log == "on",
-                               settings.slow_request_seconds)
+                               settings.slow_request_seconds, trends_of(settings))
         self.manager = notify.Manager(os.environ, os.getpid())
         self.watch = notify.Watch(self.manager, lambda: self.service.words(self.url), self.silence, say_silence)
 

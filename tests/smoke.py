@@ -119,6 +119,21 @@ class Smoke(unittest.TestCase):
         self.run_tool("health_check.py", "--quiet", "--url", self.url(), "--textfile", textfile)
         self.assertEqual(os.stat(textfile).st_mode & 0o777, 0o644)
 
+    def test_trends_are_learnt_kept_and_told(self):
+        self.seed()
+        with (self.folder / "metrics.env").open("a") as file:
+            file.write("METRICS_TRENDS_FILE=trends\n")
+        self.run_tool("restart", "start")
+        self.addCleanup(self.run_tool, "restart", "stop")
+        for _ in range(2):
+            told = self.run_tool("health_check.py", "--url", self.url(), "--trends-file", "trends", "--watch", "requests.total")
+            self.assertRegex(told, "\n  learning  trends     learning: overdue")
+        wait_for(lambda: self.get("/metrics")["trends"]["state"] == "learning")     # an answer may be a second old
+        told = self.run_tool("health_check.py", "--url", self.url(), "--trends-file", "trends", "--backtest")
+        self.assertIn("\noverdue: 0 alarms in 0.0 weeks\n", told)
+        os.remove(str(self.folder / "trends.py"))
+        self.assertIn("trends: not installed", self.run_tool("health_check.py", "--url", self.url(), "--trends-file", "trends"))
+
     def test_a_missing_setting_is_refused_and_the_check_of_nobody_fails(self):
         (self.folder / "metrics.env").write_text("METRICS_PORT=0\n")
         self.assertIn("METRICS_DB_PATH is not set", self.run_tool("metrics_service.py", "--env-file", "metrics.env", expect=78))

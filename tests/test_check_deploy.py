@@ -11,6 +11,7 @@ import health_check
 from conftest import ROOT
 from test_check_outputs import PIPES, metrics, read_performance
 from test_health_check import answer, fake, healthy, hold  # noqa: F401 (fake is a fixture)
+from test_trends_check import NOON, document, serving
 
 PAGE = (ROOT / "docs" / "integrations.md").read_text(encoding="utf-8")
 CRON = ROOT / "deploy" / "cron"
@@ -174,7 +175,7 @@ def test_the_page_names_each_file_for_nagios():
 
 def test_the_states_of_the_page_are_those_of_the_check():
     found = [(cells[0], int(cells[1])) for cells in column("Nagios and Icinga", "state")]
-    assert found == sorted(((word, code) for code, word in health_check.PLUGIN_STATES.values()), key=lambda pair: pair[1])
+    assert found == sorted({(word, code) for code, word in health_check.PLUGIN_STATES.values()}, key=lambda pair: pair[1])
 
 
 def test_the_options_of_the_page_are_letters_of_the_check():
@@ -225,8 +226,9 @@ def test_the_command_of_the_page_writes_the_textfile(fake, tmp_path):
     assert 'status="ok"} 1\n' in (tmp_path / "metrics_check.prom").read_text()
 
 
-def test_the_metrics_of_the_page_are_those_of_the_textfile(fake):
-    output = shell("/opt/metrics/health_check.py --format textfile", url=fake(healthy()).url)[1]
+def test_the_metrics_of_the_page_are_those_of_the_textfile(fake, tmp_path):
+    url, history = fake(serving(document(NOON))).url, str(tmp_path / "trends")
+    output = shell("/opt/metrics/health_check.py --format textfile", url=url, trends_file=history)[1]
     found = {name: re.findall(r'(\w+)="', labels) for name, labels in re.findall(r"^(\w+)\{(.*)\}", output, re.MULTILINE)}
     listed = {cells[0].strip("`"): ["url"] + re.findall(r"`(\w+)`", cells[1]) for cells in column(COLLECTOR, "metric")}
     assert listed == found and len(found) == len(health_check.FAMILIES)

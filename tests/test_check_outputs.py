@@ -372,14 +372,15 @@ def test_too_few_requests_are_told_and_no_failure(fake):
 
 # The textfile
 
+STATUSES = ("ok", "learning", "warning", "unknown", "failing")
 TEXTFILE = "".join(
     ["# HELP logistics_check_status Whether a check came to this status at the last run.\n# TYPE logistics_check_status gauge\n"]
     + ['logistics_check_status{url="http://HOST:PORT",check="%s",status="%s"} %d\n' % (check, status, status == "ok")
-       for check in ("reachable", "metrics", "database", "latency", "log") for status in ("ok", "warning", "unknown", "failing")]
+       for check in ("reachable", "metrics", "database", "latency", "log") for status in STATUSES]
     + ["# HELP logistics_check_verdict Whether the worst status of the last run was this one.\n"
        "# TYPE logistics_check_verdict gauge\n"]
     + ['logistics_check_verdict{url="http://HOST:PORT",status="%s"} %d\n' % (status, status == "ok")
-       for status in ("ok", "warning", "unknown", "failing")]
+       for status in STATUSES]
     + ["# HELP logistics_check_duration_seconds Duration of the last run.\n# TYPE logistics_check_duration_seconds gauge\n"
        'logistics_check_duration_seconds{url="http://HOST:PORT"} T\n'
        "# HELP logistics_check_request_duration_seconds Duration of the last run's requests that were answered.\n"

@@ -12,6 +12,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import time
 import xml.etree.ElementTree
 from http import HTTPStatus
 from pathlib import Path
@@ -28,8 +29,10 @@ import negotiation
 import openmetrics
 import store
 import supervision
+import trends
 import webserver
 from conftest import ROOT, Service, make_database, turn_second, wait_for
+from test_trends_history import document
 
 METRICS = ROOT / "docs" / "metrics.md"
 CONFIGURATION = ROOT / "docs" / "configuration.md"
@@ -122,6 +125,12 @@ def certify(folder):
     return {"tls_cert": folder / "cert.pem", "tls_key": folder / "key.pem"}
 
 
+def judge_trends(path, service):
+    """Has a check store a verdict of its trends: deliveries have stopped, others are quiet, learning, or without data."""
+    now, hours = int(time.time()), [(10, 9 - number % 3) for number in range(660)] + [(10, 0)] * 12
+    trends.review(str(path), service.url, document(now, hours, latency=None), (), .25, now, health_check.replace_file)
+
+
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory):
     """Answers of every kind: fresh, with and without rows, with and without TLS, stale, unavailable, after a refused reload."""
@@ -130,7 +139,7 @@ def answers(tmp_path_factory):
         folder = tmp_path_factory.mktemp("docs")
         database = make_database(folder / "shipments.db", shipments)
         service = Service(folder, database, query_timeout=0.1, stale_seconds=60,
-                          **({"log_file": folder / "log"} if number else certify(folder)))
+                          **({"log_file": folder / "log", "trends_file": folder / "trends"} if number else certify(folder)))
         writer = sqlite3.connect(str(database), isolation_level=None)
         if number:
             writer.execute("BEGIN EXCLUSIVE")     # the first answers are then of a service that never saw its database
@@ -140,6 +149,10 @@ def answers(tmp_path_factory):
             writer.execute("COMMIT" if number else "BEGIN EXCLUSIVE")
             turn_second()
             found += collect(service)
+            if number:
+                judge_trends(folder / "trends", service)
+                turn_second()
+                found += collect(service)
             database.rename(folder / "moved.db")
             service.process.send_signal(signal.SIGHUP)
             wait_for(lambda: "reload_refused" in service.text(), "the reload to be refused")
@@ -167,7 +180,7 @@ def test_every_documented_field_is_in_an_answer(answers):
     seen = {(answer.section, path) for answer in answers for path in documented(answer.section)
             for name, _ in leaves(answer.document) if matches(path, name)}
     wanted = {(row.section, path) for kind in ("field", "member") for row in rows(METRICS, kind) for path in coded(row.cells[0])}
-    objects = {("/metrics", "stale"), ("/metrics", "tls"), ("Problem documents", "tls")}     # or null
+    objects = {("/metrics", "stale"), ("/metrics", "trends"), ("/metrics", "tls"), ("Problem documents", "tls")}     # or null
     assert wanted - seen - objects == set()
 
 
@@ -182,8 +195,9 @@ def test_a_field_is_documented_as_null_exactly_where_it_can_be(answers):
 
 UNITS = {
     "time": r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", "date": r"\d{4}-\d\d-\d\d", "hour": r"\d{4}-\d\d-\d\dT\d\d", "word": r"[a-z_]+",
-    "hex": r"[0-9a-f]{32}", "path": r"[\w/.#-]+", "text": r".+", "0 to 1": r"0\.\d+|1\.0", "seconds": r"-?\d+(\.\d+)?|\d+(\.\d+)?e-\d+",
-    "true or false": "True|False", "days": r"-?\d+\.\d+",
+    "hex": r"[0-9a-f]{32}", "path": r"[\w/.#-]+", "text": r".+", "0 to 1": r"0\.\d+|1\.0",
+    "seconds": r"-?\d+(\.\d+)?|\d+(\.\d+)?e-\d+", "true or false": "True|False",
+    "days": r"-?\d+\.\d+", "its own": r"-?\d+(\.\d+)?",
 }   # any other unit is counted
 
 

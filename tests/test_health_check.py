@@ -199,10 +199,11 @@ def test_json_has_exactly_this_shape(fake, capsys):
     server = fake(healthy())
     assert health_check.main(["--url", server.url, "--format", "json"]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert list(report) == ["verdict", "exit", "url", "instance", "checked_at", "seconds", "checks"]
+    assert list(report) == ["verdict", "exit", "url", "instance", "checked_at", "seconds", "checks", "trends"]
     assert (report["verdict"], report["exit"], report["url"], report["instance"]) == ("ok", 0, server.url, INSTANCE)
     assert [list(one) for one in report["checks"]] == [["name", "status", "reason", "summary", "seconds"]] * 5
     assert [one["name"] for one in report["checks"]] == ["reachable", "metrics", "database", "latency", "log"]
+    assert report["trends"] == []       # nobody asked
 
 
 def test_quiet_says_nothing_while_all_is_ok(fake, text):

@@ -418,6 +418,15 @@ def check_words():
     return (words | stages | {ending[1] for ending in health_check.ENDINGS} | set(health_check.FILE_REASONS.values()) | {"io_error"})
 
 
+def trends_words():
+    """Every reason of the history that the check keeps."""
+    tree = ast.parse((ROOT / "trends.py").read_text())
+    nodes = [args[0] for args in calls(tree, "Trouble")]
+    for name in ("open_history", "claim", "keep", "review"):
+        nodes += [node.elts[0] for node in ast.walk(function(tree, name)) if isinstance(node, ast.Tuple)]
+    return {word for node in nodes for word in words_in(node)}
+
+
 def counter_words():
     """Every counter of connections that tells of a trouble."""
     return {name + "_total" for name in webserver.COUNTS} - {"accepted_total", "idle_timeouts_total"}
@@ -429,13 +438,14 @@ def headings():
 
 def test_the_runbook_has_an_entry_for_every_word_that_is_printed_and_for_no_other():
     entries = {heading for heading in headings() if WORD.match(heading)}
-    assert entries == service_words() | check_words() | counter_words()
+    assert entries == service_words() | check_words() | trends_words() | counter_words()
 
 
 def test_the_collection_of_words_has_those_that_each_of_its_ways_finds():
     assert {"config_invalid", "database_stale", "schema_mismatch", "log_fallback", "hot_journal", "truncated", "defect",
             "encoding", "denied", "reload_refused", "certificate_ends", "accept_failed"} <= service_words()
     assert {"refused", "silent", "credentials", "proxy", "certificate", "frozen", "inconsistent", "not_ready", "stale"} <= check_words()
+    assert {"history_damaged", "history_busy", "history_unusable", "watch_missing"} <= trends_words()
 
 
 def test_every_other_heading_of_the_runbook_is_an_alert_or_a_piece_of_a_message_of_the_restart_script_or_of_migrate_py():

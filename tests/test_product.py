@@ -42,16 +42,19 @@ def test_no_file_bears_the_name_of_a_standard_module(path):
     assert path.stem not in sys.stdlib_module_names
 
 
-def test_nothing_imports_the_service_and_the_check_imports_no_sibling():
+def test_nothing_imports_the_service_and_the_check_imports_no_sibling_before_it_is_asked_for_trends():
     graph = {path.stem: set(imported(path)) & OWN for path in MODULES}
     assert not any("metrics_service" in names for names in graph.values())
-    alone = ("health_check", "supervision", "exposition", "credentials", "messages", "negotiation", "notify", "pages",
-             "rollups")
+    alone = ("supervision", "trends", "exposition", "credentials", "messages", "negotiation", "notify", "pages", "rollups")
     assert {name: graph[name] for name in alone} == dict.fromkeys(alone, set())
     assert (graph["webserver"], graph["tls"]) == ({"messages"}, {"messages", "webserver"})
     assert (graph["migration_lock"], graph["dbfile"]) == ({"supervision"}, {"migration_lock"})
     assert graph["openmetrics"] == graph["latency"] == {"exposition"}
     assert graph["seed"] == {"csv_mapping", "dbfile", "rollups"}
+    assert graph["health_check"] == {"trends"}
+    loading = [node.name for node in ast.parse((ROOT / "health_check.py").read_text()).body if "trends" in {
+        alias.name for inner in ast.walk(node) if isinstance(inner, ast.Import) for alias in inner.names}]
+    assert loading == ["load_trends"]
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.name)

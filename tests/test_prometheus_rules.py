@@ -178,7 +178,7 @@ def known():
         for suffix in SUFFIXES.get(family.kind, [""]):
             found[family.name + suffix] = TARGET | set(family.labels) | ({"le"} if suffix == "_bucket" else set())
     for name in health_check.FAMILIES:
-        found[health_check.FAMILY + name] = TARGET | {"url", "check", "status"}
+        found[health_check.FAMILY + name] = TARGET | {"url", "check", "status", "metric", "state"}
     found.update((rule.name, level_labels(rule.name)) for rule in RECORDED)
     return found
 
