@@ -42,7 +42,7 @@ PORT = 8321             # the default, which nobody else has in a network namesp
 SECONDS = 120           # a command that takes longer hangs
 WIDTH = 1120            # px of a terminal's picture
 DASHBOARD = 1440, 900   # px
-COMPLETE = "document.documentElement.dataset.state"
+ANSWERED = "state.level !== 'asking'"
 DIGEST = b"Text-SHA256"     # keyword of the picture's tEXt chunk (PNG, 11.3.4.3)
 
 Scene = collections.namedtuple("Scene", "name commands")    # commands: pasted one after the other; None: look at the dashboard
@@ -65,7 +65,7 @@ SCENES = collections.OrderedDict((
         Scene("1-copy", ("ls", "python3 --version")),
         Scene("2-start", SETUP),
         Scene("3-answers", ("./restart_service.sh status", CHECK, ASK % "/livez", (ASK % "/readyz") + " | python3 -m json.tool")),
-        )),
+        Scene("4-dashboard", None))),
     ("incident-1-database-path-not-set", (
         Scene("0-before", SETUP),
         Scene("1-symptom", (
@@ -86,6 +86,7 @@ SCENES = collections.OrderedDict((
         Scene("0-before", SETUP),
         Scene("1-symptom", ("chmod 0444 metrics.log", "./restart_service.sh", "tail -n 2 metrics_service.pid.out")),
         Scene("2-detection", (CHECK, (ASK % "/readyz") + " | grep -o '.log:target.*}'")),
+        Scene("3-dashboard", None),
         Scene("4-diagnosis", ("ls -l metrics.log", "python3 metrics_service.py --env-file metrics.env --check")),
         Scene("5-recovery", ("chmod u+w metrics.log", "sleep 5", CHECK, "tail -n 1 metrics.log")))),
     ("incident-3-column-does-not-exist", (
@@ -96,6 +97,7 @@ SCENES = collections.OrderedDict((
             "python3 -c 'import urllib.request as r; r.urlopen(\"http://127.0.0.1:8321/metrics\")' 2>&1 | tail -n 1",
             "./restart_service.sh status")),
         Scene("2-detection", (CHECK, "grep schema_mismatch metrics.log | head -n 1")),
+        Scene("3-dashboard", None),
         Scene("4-diagnosis", ("python3 migrate.py shipments.db status", "python3 migrate.py shipments.db verify")),
         Scene("5-recovery", (
             "python3 -c 'import sqlite3; sqlite3.connect(\"shipments.db\", isolation_level=None)"
@@ -212,7 +214,7 @@ def look(browser, path):
     """The picture of the dashboard as it is now."""
     page = browser.page(*DASHBOARD)
     page.open("http://127.0.0.1:%d/" % PORT)
-    page.wait(COMPLETE)
+    page.wait(ANSWERED)
     page.screenshot(path)
     page.close()
 
