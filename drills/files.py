@@ -1,0 +1,3 @@
+"""Drills of log and file system."""
+
+SCENARIOS = ()

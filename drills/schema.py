@@ -1,0 +1,3 @@
+"""Drills of the schema and of derived data."""
+
+SCENARIOS = ()
