@@ -357,7 +357,7 @@ class Sandbox:
         settings = self.settings()
         environ = {name: value for name, value in settings.items() if name.startswith("METRICS_CHECK_")}
         command = ["python3", "health_check.py", "--url", self.url, "--timeout", str(CHECK_SECONDS),
-                   "--log-file", "metrics.log"] + self.options + list(options)
+                   "--log-file", os.path.relpath(self.log_file, self.app)] + self.options + list(options)
         return self.run([self.python3] + command[1:], " ".join(command), environ=environ)
 
     def commands_since(self):
