@@ -213,6 +213,7 @@ def try_trap(scenario, trap, template, run_id):
         inject(box, scenario)
         await_signals(box, scenario._replace(expected=scenario.expected[:1]), lambda *_: None)
         follow(trap, box)
+        wait_for(lambda: not reading(box), trap.settle)
         complaints, _ = judge(box, scenario, before)
         return "; ".join(complaints) or None
 
@@ -233,7 +234,7 @@ class Run:
     def keep_evidence(self, box, when):
         """Writes down what the box looks like now; the names of the files."""
         last = next((done for done in reversed(box.commands) if "health_check.py" in done.command and "json" not in done.command), None)
-        texts = {"check-%s.txt": last.output if last else "", "metrics-%s.txt": box.probe("/metrics?format=prometheus").body,
+        texts = {"check-%s.txt": last.output if last else "", "metrics-%s.txt": box.probe("/metrics?format=text").body,
                  "log-%s.txt": box.read(box.log_file) + box.read(box.out_file)}
         for name, text in texts.items():
             with open(os.path.join(self.folder, name % when), "w") as file:

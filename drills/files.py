@@ -59,7 +59,7 @@ SCENARIOS = (
         traps=(
             Trap("restart the service", "./restart_service.sh", "the new one meets the same file and falls back as the old one did"),
             Trap("chmod 777", "chmod 777 metrics.log", "lines are written again, by and from everybody on this host: the next "
-                 "intruder edits what tells of him"),
+                 "intruder edits what tells of him", settle=8),
         ),
         hints=LOG_HINTS + ("chmod u+w metrics.log (its owner is right); the next line or request after 5 s writes to it. No restart.",),
         prevention="the rotation creates the file with the service's owner and mode: deploy/logrotate has it",

@@ -20,7 +20,7 @@ import schema_check     # noqa: E402  (its folder is known only now)
 from drills import writer   # noqa: E402
 
 ROWS = "SELECT {columns} FROM shipments WHERE reference NOT GLOB '%s*' AND ({condition}) ORDER BY reference" % writer.PREFIX
-LEDGER = "SELECT reference, cost, updated_at FROM shipments WHERE reference GLOB '%s*'" % writer.PREFIX
+LEDGER = writer.STORED.replace("reference = ?", "reference GLOB '%s*'" % writer.PREFIX)
 
 
 def file_hash(path):
@@ -45,13 +45,13 @@ def fingerprint(db, condition):
 def compare_ledger(db, path):
     """The ledger against the rows. A row may be one version ahead: its writer was ended between COMMIT and ledger."""
     ledger = writer.read_ledger(path)
-    present = {reference: (version, changed) for reference, version, changed in db.execute(LEDGER)}
+    present = {row[0]: row for row in db.execute(LEDGER)}
     missing, ahead = [], sorted(set(present) - set(ledger))
     for reference, (version, sealed) in sorted(ledger.items()):
-        found, changed = present.get(reference, (0, ""))
-        if found == version + 1:
+        row = present.get(reference)
+        if row and row[2] == version + 1:
             ahead.append(reference)
-        elif found != version or writer.digest(reference, version, changed) != sealed:
+        elif not row or writer.digest(row) != sealed:
             missing.append(reference)
     unexpected = ahead[1:] if len(ahead) > 8 else []    # each killed writer leaves one at most
     return {"acknowledged": len(ledger), "missing": missing, "unacknowledged_present": ahead, "unexpected": unexpected}

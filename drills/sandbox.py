@@ -414,7 +414,7 @@ class Sandbox:
 
     def metric(self, name):
         """The value of a sample by its name and labels as they stand in the text format; None without it."""
-        body = self.probe("/metrics?format=prometheus").body
+        body = self.probe("/metrics?format=text").body
         for line in body.splitlines():
             if line.startswith(name + " "):
                 return float(line.split()[1])

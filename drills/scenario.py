@@ -29,7 +29,8 @@ How to write a row
        page(FILE, EXAMPLE=VALUE)          the commands of field 13 of docs/incidents/FILE
        by_hand(TEXT, FUNCTION)            what an editor or another person does: a line put back, a bystander's owner asked
   5. traps are plausible wrong moves with a why, which the debrief prints: Trap(TEXT, ACT, WHY), where ACT is a shell command as a
-     text ($URL and the others are there) or a function of the box. After each the checker must still say NO. The checker is:
+     text ($URL and the others are there) or a function of the box. After each the checker must still say NO; one that looks
+     steady only after a while gets settle=SECONDS for that. The checker is:
      health_check.py content (every check ok, or a warning 'recovered'), /readyz pass, status running, the settings those on disk,
      metrics_service.py --check content, the bystanders untouched, the proofs, and `solved` of the row.
   6. proofs are letters, all evaluated at the end; L is always among them:
@@ -65,7 +66,8 @@ Scenario.__new__.__defaults__ = ((), (), None, None)
 Signal = collections.namedtuple("Signal", "text look")      # look(box): the evidence in a line, None while it is not there
 Quiet = collections.namedtuple("Quiet", "text broken")      # broken(box): what broke it, None while it holds
 Step = collections.namedtuple("Step", "text act")           # act(box): the Done of a command, or None
-Trap = collections.namedtuple("Trap", "text act why")       # act: a shell command, or a function of the box
+Trap = collections.namedtuple("Trap", "text act why settle")    # act: a shell command, or a function of the box
+Trap.__new__.__defaults__ = (0,)                            # settle: seconds that it gets to look like a steady state
 
 
 class Inconclusive(Exception):

@@ -18,11 +18,13 @@ import time
 PREFIX = "DRL-"                         # references of this writer
 INSERT = "INSERT INTO shipments (reference, status, cost, currency, updated_at) VALUES (?, 'pending', 1, 'EUR', ?)"
 UPDATE = "UPDATE shipments SET cost = ?, updated_at = ? WHERE reference = ?"
+STORED = "SELECT reference, status, cost, currency, updated_at FROM shipments WHERE reference = ?"
 BUSY_SECONDS = 0.2
 
 
-def digest(reference, version, changed):
-    return hashlib.sha256(("%s %d %s" % (reference, version, changed)).encode()).hexdigest()[:16]
+def digest(row):
+    """Of a row of STORED: what the triggers made of it counts too."""
+    return hashlib.sha256(repr(tuple(row)).encode()).hexdigest()[:16]
 
 
 def read_ledger(path):
@@ -72,14 +74,26 @@ class Writer:
     def commit(self, reference, version):
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         self.connect()
-        if version == 1:
-            self.connection.execute(INSERT, (reference, now))
-        elif not self.connection.execute(UPDATE, (version, now, reference)).rowcount:
-            return      # it is not there to be changed
-        self.acknowledge(reference, version, now)
+        self.connection.execute("BEGIN IMMEDIATE")
+        try:
+            values = (INSERT, (reference, now)) if version == 1 else (UPDATE, (version, now, reference))
+            self.connection.execute(*values)
+            row = self.connection.execute(STORED, (reference,)).fetchone()
+            self.connection.execute("COMMIT")
+        except sqlite3.Error:
+            self.give_up()
+            raise
+        if row:     # else it was not there to be changed
+            self.acknowledge(reference, version, digest(row))
 
-    def acknowledge(self, reference, version, now):
-        sealed = digest(reference, version, now)
+    def give_up(self):
+        try:
+            self.connection.execute("ROLLBACK")
+        except sqlite3.Error:   # SQLite has rolled back already, or the connection is of no use any more
+            self.connection.close()
+            self.connection = None
+
+    def acknowledge(self, reference, version, sealed):
         self.ledger.write("%s %d %s\n" % (reference, version, sealed))
         self.ledger.flush()
         os.fsync(self.ledger.fileno())
