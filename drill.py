@@ -7,7 +7,6 @@ Exit codes: 0 pass, 1 fail or data lost, 2 wrong usage, 77 all skipped.
 import argparse
 import json
 import sys
-import tempfile
 
 from drills import catalogue, chain, sandbox
 
@@ -21,8 +20,8 @@ def main(argv=None):
     run.add_argument("--keep", action="store_true")
     args = parser.parse_args(argv)
     code = 0
-    with tempfile.TemporaryDirectory(prefix="drill_template-") as template:
-        sandbox.make_template(template)
+    with sandbox.private_folder("template") as folder:
+        template = sandbox.make_template(folder)
         for name in args.ids:
             result = chain.perform(catalogue.BY_ID[name], template, args.evidence, args.keep)
             print(json.dumps(result, indent=1))

@@ -9,13 +9,12 @@ import os
 import re
 import shutil
 import subprocess
-import tempfile
 import time
 import traceback
 
 import supervision
 from drills import journal, report
-from drills.sandbox import NOBODY, ROOT, SYSTEM_PYTHON, Foreign, Sandbox, members, product_files, wait_for
+from drills.sandbox import NOBODY, ROOT, SYSTEM_PYTHON, Sandbox, members, private_folder, product_files, wait_for
 from drills.scenario import Inconclusive
 
 ENGINE = ["drill.py"] + sorted("drills/" + name for name in os.listdir(os.path.dirname(os.path.abspath(__file__))) if name.endswith(".py"))
@@ -23,7 +22,6 @@ FINE = ("ok", "learning")
 READINGS = 3                            # good ones in a row make a steady state
 READING_PAUSE = 0.05                    # seconds
 RECOVERY_SECONDS = 20
-REPEATED = ("inject", "prepare", "solved")      # functions of a scenario, which its copy in the journal names
 
 
 def hashes(names):
@@ -213,7 +211,8 @@ def try_trap(scenario, trap, template, run_id):
         inject(box, scenario)
         await_signals(box, scenario._replace(expected=scenario.expected[:1]), lambda *_: None)
         follow(trap, box)
-        wait_for(lambda: not reading(box), trap.settle)
+        if trap.settle:
+            wait_for(lambda: not reading(box), trap.settle)
         complaints, _ = judge(box, scenario, before)
         return "; ".join(complaints) or None
 
@@ -386,12 +385,9 @@ def perform(scenario, template, evidence=None, keep=False):
     if reason:
         return {"run_id": run_id, "scenario": scenario.id, "name": scenario.name, "verdict": "skipped", "reasons": [reason]}
     started = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="drill_evidence-") as scratch:
+    with private_folder("evidence") as scratch:
         name = "%s-%s-%s" % (time.strftime("%Y-%m-%d", time.gmtime()), scenario.id, run_id)
         folder = os.path.join(evidence or scratch, name)
         os.makedirs(folder)
         result = Run(scenario, template, folder, run_id).whole(keep)
         return dict(result, seconds=round(time.monotonic() - started, 2), folder=folder if evidence else None)
-
-
-__all__ = ["perform", "Foreign"]

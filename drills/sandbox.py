@@ -173,16 +173,125 @@ def product_files():
     return sorted(names)
 
 
-def make_template(folder, python=sys.executable):
-    """Puts the product, compiled, and a seeded database into the folder once; sandboxes are copies of it."""
+def make_template(folder):
+    """Puts the product, compiled, and a seeded database into a new folder in that one; sandboxes are copies of it."""
+    template = os.path.join(folder, "product")
+    os.mkdir(template)
     for name in product_files():
-        shutil.copy2(os.path.join(ROOT, name), folder)
+        shutil.copy2(os.path.join(ROOT, name), template)
     for name in FOLDERS:
-        shutil.copytree(os.path.join(ROOT, name), os.path.join(folder, name),
+        shutil.copytree(os.path.join(ROOT, name), os.path.join(template, name),
                         ignore=shutil.ignore_patterns("evidence", "__pycache__", "*.svg"))
-    for command in ([python, "-m", "compileall", "-q", "."], [python, "seed.py", "shipments.db", "--rows", str(ROWS)]):
-        subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
+    for arguments in (["-m", "compileall", "-q", "."], ["seed.py", "shipments.db", "--rows", str(ROWS)]):
+        subprocess.run([sys.executable] + arguments, cwd=template, check=True, stdout=subprocess.DEVNULL)
+    return template
+
+
+def environment(pid):
+    """The environment of a process as it began; empty where it is hidden or gone."""
+    try:
+        with open("/proc/%d/environ" % pid, "rb") as file:
+            return dict(item.partition("=")[::2] for item in os.fsdecode(file.read()).split("\0") if item)
+    except OSError:
+        return {}
+
+
+def members(folder):
+    """The Owned of every process of a sandbox: it carries its name in its environment, or runs a script of its folder."""
+    found = []
+    for pid in supervision.processes():
+        if pid == os.getpid():
+            continue
+        script = supervision.script_of(pid)
+        if environment(pid).get(VARIABLE) == folder or script and is_inside(script, folder):
+            one = owned(pid)
+            found += [one] if one else []
+    return found
+
+
+def end(one):
+    """Kills a process if it is still the one that was seen."""
+    if owned(one.pid) == one:
+        with contextlib.suppress(ProcessLookupError):     # it ended by itself meanwhile
+            os.kill(one.pid, signal.SIGKILL)
+
+
+def remove(folder):
+    """Removes a sandbox's folder, whatever modes an injection gave to what is in it; links are not followed."""
+    for parent, names, _ in os.walk(folder):
+        for name in names:
+            path = os.path.join(parent, name)
+            if not os.path.islink(path):
+                os.chmod(path, 0o700)
+    shutil.rmtree(folder)
+
+
+def make_folder(run_id):
+    """A new private folder with a marker that names it and this process."""
+    folder = os.path.realpath(tempfile.mkdtemp(prefix="%s%s-" % (PREFIX, run_id)))
+    status, me = os.stat(folder), owned(os.getpid())
+    marker = {"run_id": run_id, "uid": os.geteuid(), "pid": me.pid, "started": me.started, "folder": folder,
+              "inode": status.st_ino, "device": status.st_dev}
+    with open(os.path.join(folder, MARKER), "w") as file:
+        json.dump(marker, file)
     return folder
+
+
+@contextlib.contextmanager
+def private_folder(run_id):
+    """A folder that is gone with its block, or by `drill.py clean`."""
+    folder = make_folder(run_id)
+    try:
+        yield folder
+    finally:
+        remove(folder)
+
+
+def read_marker(folder):
+    """The marker of a sandbox's folder, as a dict; Foreign for anything that make_folder() did not make where it now is."""
+    folder = os.path.realpath(folder)
+    try:
+        status = os.lstat(folder)
+        with open(os.path.join(folder, MARKER)) as file:
+            marker = json.load(file)
+        named = {name: marker[name] for name in ("run_id", "uid", "pid", "started", "folder", "inode", "device")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise Foreign("%s is no sandbox: %s" % (folder, error)) from error
+    owners = (os.geteuid(), NOBODY) if os.geteuid() == 0 else (os.geteuid(),)
+    truths = (
+        (os.path.dirname(folder) == os.path.realpath(tempfile.gettempdir()), "it is not in the folder for temporary files"),
+        (os.path.basename(folder).startswith("%s%s-" % (PREFIX, named["run_id"])), "its name is not that of its run"),
+        ((named["folder"], named["inode"], named["device"]) == (folder, status.st_ino, status.st_dev), "its marker is another folder's"),
+        (status.st_uid in owners and named["uid"] == os.geteuid(), "it belongs to another user"),
+        (not status.st_mode & 0o077, "others may enter it"),
+    )
+    for true, fault in truths:
+        if not true:
+            raise Foreign("%s is no sandbox: %s" % (folder, fault))
+    return named
+
+
+def candidates():
+    """The folders that may be sandboxes."""
+    parent = os.path.realpath(tempfile.gettempdir())
+    return [os.path.join(parent, name) for name in sorted(os.listdir(parent)) if name.startswith(PREFIX)]
+
+
+def is_orphan(marker):
+    return owned(marker["pid"]) != Owned(marker["pid"], marker["started"])
+
+
+def sweep(folder):
+    """Reverts a sandbox whose maker is gone: ends its processes, removes its folder. What is no such sandbox raises Foreign."""
+    marker = read_marker(folder)
+    if not is_orphan(marker):
+        raise Foreign("%s is in use by %s" % (folder, supervision.describe(marker["pid"])))
+    ending = [one for one in members(marker["folder"]) if one.started >= marker["started"]]
+    for one in ending:
+        end(one)
+    wait_for(lambda: not [one for one in ending if owned(one.pid) == one], PATIENCE)
+    remove(marker["folder"])
+    return len(ending)
 
 
 class Sandbox:
@@ -190,9 +299,8 @@ class Sandbox:
 
     def __init__(self, run_id, template, unprivileged=False, watch=()):
         self.run_id, self.options = run_id, list(watch)
-        self.folder = os.path.realpath(tempfile.mkdtemp(prefix="%s%s-" % (PREFIX, run_id)))
+        self.folder = make_folder(run_id)
         self.user = NOBODY if unprivileged and os.geteuid() == 0 else None
-        self.write_marker()
         self.app, self.ledger = self.path("app"), self.path("ledger")
         self.database, self.env_file = self.path("app/shipments.db"), self.path("app/metrics.env")
         self.log_file, self.pid_file = self.path("app/metrics.log"), self.path("app/metrics_service.pid")
@@ -203,13 +311,6 @@ class Sandbox:
         self.port = free_port()
         self.login = None       # user:password of the probes
         self.furnish(template)
-
-    def write_marker(self):
-        status, me = os.stat(self.folder), owned(os.getpid())
-        marker = {"run_id": self.run_id, "uid": os.geteuid(), "pid": me.pid, "started": me.started, "made_at": time.time(),
-                  "folder": self.folder, "inode": status.st_ino, "device": status.st_dev}
-        with open(os.path.join(self.folder, MARKER), "w") as file:
-            json.dump(marker, file)
 
     def furnish(self, template):
         shutil.copytree(template, self.app)
@@ -569,42 +670,3 @@ class Sandbox:
             if child.stdout:
                 child.stdout.close()
         wait_for(lambda: not members(self.folder), PATIENCE)
-
-
-def environment(pid):
-    """The environment of a process as it began; empty where it is hidden or gone."""
-    try:
-        with open("/proc/%d/environ" % pid, "rb") as file:
-            return dict(item.partition("=")[::2] for item in os.fsdecode(file.read()).split("\0") if item)
-    except OSError:
-        return {}
-
-
-def members(folder):
-    """The Owned of every process of a sandbox: it carries its name in its environment, or runs a script of its folder."""
-    found = []
-    for pid in supervision.processes():
-        if pid == os.getpid():
-            continue
-        script = supervision.script_of(pid)
-        if environment(pid).get(VARIABLE) == folder or script and is_inside(script, folder):
-            one = owned(pid)
-            found += [one] if one else []
-    return found
-
-
-def end(one):
-    """Kills a process if it is still the one that was seen."""
-    if owned(one.pid) == one:
-        with contextlib.suppress(ProcessLookupError):     # it ended by itself meanwhile
-            os.kill(one.pid, signal.SIGKILL)
-
-
-def remove(folder):
-    """Removes a sandbox's folder, whatever modes an injection gave to what is in it; links are not followed."""
-    for parent, names, _ in os.walk(folder):
-        for name in names:
-            path = os.path.join(parent, name)
-            if not os.path.islink(path):
-                os.chmod(path, 0o700)
-    shutil.rmtree(folder)
