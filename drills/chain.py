@@ -218,7 +218,9 @@ def try_trap(scenario, trap, template, run_id):
 
 
 class Run:
-    """One automatic run: its box, its journal, its folder of evidence."""
+    """One automatic run: its journal, its folder of evidence, what was before."""
+
+    mode = "auto"
 
     def __init__(self, scenario, template, folder, run_id):
         self.scenario, self.template, self.folder, self.run_id = scenario, template, folder, run_id
@@ -227,7 +229,7 @@ class Run:
 
     def begin(self):
         self.journal.append({"journal_version": journal.VERSION, "run_id": self.run_id, "scenario": as_data(self.scenario),
-                             "mode": "auto", "seed": 1, "started_at": journal.utc(), "host": journal.host(),
+                             "mode": self.mode, "seed": 1, "started_at": journal.utc(), "host": journal.host(),
                              "service": hashes(product_files()), "engine": engine()})
 
     def keep_evidence(self, box, when):
@@ -369,7 +371,7 @@ class Run:
         return self.conclude()
 
     def conclude(self):
-        result = json.loads(json.dumps(journal.conclude(self.journal.entries())))
+        result = journal.conclude(self.journal.entries())
         head = self.journal.append({"result": result})
         with open(os.path.join(self.folder, "result.json"), "w") as file:
             json.dump(result, file, indent=1, sort_keys=True)

@@ -185,10 +185,11 @@ def conclude(entries):
              "accepted": [data["trap"] for data in tried if not data["refused"]]}
     clock, safety = times(entries, scenario["cause"]), data_safety(entries)
     status, word, reasons = verdict(entries, scenario, signals, safety, traps)
-    return {"run_id": header["run_id"], "scenario": scenario["id"], "name": scenario["name"], "mode": header["mode"],
-            "status": status, "verdict": word, "reasons": reasons, "times": clock, "signals": signals, "traps": traps, "data": safety,
-            "score": score(entries, scenario, clock, safety) if header["mode"] == "trainee" else None,
-            "collateral": collateral(entries), "leftovers": next((data["leftovers"] for data in of_kind(entries, "revert")), [])}
+    result = {"run_id": header["run_id"], "scenario": scenario["id"], "name": scenario["name"], "mode": header["mode"],
+              "status": status, "verdict": word, "reasons": reasons, "times": clock, "signals": signals, "traps": traps, "data": safety,
+              "score": score(entries, scenario, clock, safety) if header["mode"] == "trainee" else None,
+              "collateral": collateral(entries), "leftovers": next((data["leftovers"] for data in of_kind(entries, "revert")), [])}
+    return json.loads(json.dumps(result))       # as it is once it was written and read
 
 
 def faults(path, engine=None):

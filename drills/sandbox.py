@@ -56,6 +56,7 @@ FOLDERS = ("migrations", "docs", "deploy")
 NOT_COPIED = ("drill.py",)
 PREFIX = "drill-"                       # of the folder's name in the folder for temporary files
 MARKER = "marker.json"
+KEPT = "kept"                           # a file in a folder that is to stay though its drill is over
 VARIABLE = "DRILL_SANDBOX"              # in the environment of every process of a sandbox
 ROWS = 1500                             # of the seeded database
 NOBODY = 65534
@@ -281,8 +282,9 @@ def is_orphan(marker):
     return owned(marker["pid"]) != Owned(marker["pid"], marker["started"])
 
 
-def sweep(folder):
-    """Reverts a sandbox whose maker is gone: ends its processes, removes its folder. What is no such sandbox raises Foreign."""
+def sweep(folder, spare=False):
+    """Reverts a sandbox whose maker is gone: ends its processes, removes its folder, or spares that. Returns how many processes
+    were ended. What is no such sandbox raises Foreign."""
     marker = read_marker(folder)
     if not is_orphan(marker):
         raise Foreign("%s is in use by %s" % (folder, supervision.describe(marker["pid"])))
@@ -290,7 +292,8 @@ def sweep(folder):
     for one in ending:
         end(one)
     wait_for(lambda: not [one for one in ending if owned(one.pid) == one], PATIENCE)
-    remove(marker["folder"])
+    if not spare:
+        remove(marker["folder"])
     return len(ending)
 
 
@@ -343,7 +346,9 @@ class Sandbox:
             remove(self.folder)
 
     def keep(self):
+        """Leaves the folder where it is, without its processes; `drill.py clean` removes it."""
         self.kept = True
+        self.write(KEPT, "")
 
     # paths, settings, files
 
