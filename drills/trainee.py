@@ -19,10 +19,11 @@ import sys
 import time
 
 from drills import catalogue, chain, journal, report
-from drills.sandbox import (KEPT, MARKER, ROOT, SYSTEM_PYTHON, VARIABLE, Foreign, Owned, candidates, end, make_template, owned, private_folder,
+from drills.sandbox import (KEPT, MARKER, ROOT, SYSTEM_PYTHON, Foreign, Owned, candidates, end, make_template, owned, private_folder,
                             read_marker, sweep, wait_for)
 from drills.scenario import Inconclusive
 
+MEANT = "DRILL"                         # in the environment of a trainee's shell: the folder of the drill
 CONTROL = "control"                     # the keeper's socket, in the sandbox's folder
 COMMANDS = "commands.log"               # what was typed in the shell: seconds, exit code, command
 RECORD = "terminal.raw"                 # what the shell's terminal showed
@@ -90,14 +91,14 @@ def running():
 
 def current(environ=os.environ):
     """The folder of the drill that is meant: that of the environment, that around the working directory, or the only one."""
-    named = environ.get(VARIABLE)
+    named = environ.get(MEANT)
     here = os.getcwd()
     while not named and here != os.path.dirname(here):
         named = here if os.path.exists(os.path.join(here, MARKER)) else None
         here = os.path.dirname(here)
     folders = [named] if named else running()
     if len(folders) != 1:
-        raise Closed("%d drills are running here; start one, or set %s to the folder of the one meant" % (len(folders), VARIABLE))
+        raise Closed("%d drills are running here; start one, or set %s to the folder of the one meant" % (len(folders), MEANT))
     return folders[0]
 
 
@@ -272,7 +273,8 @@ class Keeper(chain.Run):
             with chain.build(self.scenario, self.template, self.run_id) as box:
                 text = self.prepare(box)
                 self.watchdog = subprocess.Popen([sys.executable, os.path.join(ROOT, "drill.py"), "guard", box.folder,
-                                                  "%g" % (self.limit + GRACE)], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+                                                  "%g" % (self.limit + GRACE)], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
+                                                 stderr=subprocess.DEVNULL)
                 with contextlib.closing(socket.socket(socket.AF_UNIX)) as listener:
                     descriptor, path = address(box.folder)
                     listener.bind(path)
@@ -317,7 +319,8 @@ def keep(name, evidence, seconds, keep_folder):
 
     def tell(code, sandbox, text):
         print(json.dumps({"code": code, "folder": sandbox, "text": text}), flush=True)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        for number in (1, 2):       # whoever waits for the end of what `start` prints shall not wait for us
+            os.dup2(os.open(os.devnull, os.O_WRONLY), number)
 
     with private_folder("template") as template:
         Keeper(scenario, make_template(template), folder, run_id, alias, seconds, keep_folder).whole(tell)
@@ -337,10 +340,9 @@ def launch(name, evidence, seconds, keep_folder):
     return answer["code"], answer["folder"], answer["text"]
 
 
-RC = """
+RC = r"""
 cd {app}
-set -o history
-export HISTTIMEFORMAT=
+unset HISTFILE HISTTIMEFORMAT
 drill() {{ {python} {program} "$@"; }}
 PS1='[drill \w]\$ '
 __told=$(history 1)
@@ -362,7 +364,7 @@ def shell(folder):
     app, owner = os.path.join(folder, "app"), os.stat(folder).st_uid
     environ = dict(
         PATH=os.path.join(folder, "bin") + ":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", LANG="C.UTF-8",
-        HOME=os.path.join(folder, "home"), TERM=os.environ.get("TERM", "dumb"), **{VARIABLE: folder})
+        HOME=os.path.join(folder, "home"), TERM=os.environ.get("TERM", "dumb"), **{MEANT: folder})
     rc = os.path.join(folder, "rc")
     with open(rc, "w") as file:
         file.write(RC.format(app=shlex.quote(app), log=shlex.quote(os.path.join(folder, COMMANDS)),
