@@ -99,6 +99,20 @@ def as_configured(box):
     return changed or (done.output.strip()[-200:] if done.code else None)
 
 
+def imports_add_up(box):
+    """Whether each import of the box accounts for every row that it read."""
+    for done in box.commands:
+        found = re.search(r"([\d,]+) read, ([\d,]+) stored, ([\d,]+) updated, ([\d,]+) unchanged", done.output)
+        if found:
+            read, *parts = (int(number.replace(",", "")) for number in found.groups())
+            rejected = re.search(r"rejected rows: ([\d,]+)", done.output)
+            skipped = re.search(r"skipped: ([\d,]+)", done.output)
+            others = sum(int(one.group(1).replace(",", "")) for one in (rejected, skipped) if one)
+            if read != sum(parts) + others:
+                return False
+    return True
+
+
 def failed_proofs(box, scenario, before, after):
     """The letters of the proofs that do not hold."""
     plain = [proof for proof in scenario.proofs if isinstance(proof, str)]
@@ -118,20 +132,6 @@ def failed_proofs(box, scenario, before, after):
     }
     letters = [proof for proof in plain if proof != "L"] + (["F"] if conditions else [])
     return sorted(letter for letter in ["L"] + letters if not holds[letter]())
-
-
-def imports_add_up(box):
-    """Whether each import of the box accounts for every row that it read."""
-    for done in box.commands:
-        found = re.search(r"([\d,]+) read, ([\d,]+) stored, ([\d,]+) updated, ([\d,]+) unchanged", done.output)
-        if found:
-            read, *parts = (int(number.replace(",", "")) for number in found.groups())
-            rejected = re.search(r"rejected rows: ([\d,]+)", done.output)
-            skipped = re.search(r"skipped: ([\d,]+)", done.output)
-            others = sum(int(one.group(1).replace(",", "")) for one in (rejected, skipped) if one)
-            if read != sum(parts) + others:
-                return False
-    return True
 
 
 def condition_of(scenario):

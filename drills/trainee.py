@@ -104,6 +104,12 @@ def current(environ=os.environ):
 
 # The keeper
 
+def code_of(box):
+    """name -> SHA-256 of the product's own files in a sandbox, which no trainee has to change."""
+    names = [name for name in sorted(os.listdir(box.app)) if name.endswith((".py", ".sh", ".sql"))]
+    return {name: journal.file_sha256(os.path.join(box.app, name)) for name in names}
+
+
 class Keeper(chain.Run):
     """Owns a trainee's sandbox from its making to its end."""
 
@@ -291,12 +297,6 @@ class Keeper(chain.Run):
 
 VERBS = {"ack": Keeper.ack, "hint": Keeper.hint, "note": Keeper.note, "answer": Keeper.answer, "check": Keeper.check,
          "end": Keeper.end, "give-up": Keeper.give_up}
-
-
-def code_of(box):
-    """name -> SHA-256 of the product's own files in a sandbox, which no trainee has to change."""
-    names = [name for name in sorted(os.listdir(box.app)) if name.endswith((".py", ".sh", ".sql"))]
-    return {name: journal.file_sha256(os.path.join(box.app, name)) for name in names}
 
 
 def guard(folder, seconds):
