@@ -491,7 +491,7 @@ class Service:
     def refuse_reload(self, why):
         """Keeps and logs that the last reload was refused; a good one brings another Service."""
         self.refusal = time.time(), why
-        event(logging.ERROR, "reload_refused", reason="reload_refused", detail=why + "; serving on as before")
+        event(logging.WARNING, "reload_refused", reason="reload_refused", detail=why + "; serving on as before")
 
     def words(self, url):
         """What a person wants to know, in one sentence, as the last requests have found it."""
