@@ -222,7 +222,7 @@ SCENARIOS = (
             Trap("turn the passwords off", "sed -i /METRICS_AUTH_FILE/d metrics.env; ./restart_service.sh reload",
                  "the check is content, and so is everybody who can reach the port"),
             Trap("let the old password in again", lambda box: keep_secret(box, "users", make_login(box, "old-one")),
-                 "it was rotated for a reason: whoever has it may be the reason"),
+                 "it was rotated for a reason: whoever has it may be the reason", settle=4),
             Trap("restart the service", "./restart_service.sh", "the service is right and the check is not: the next one refuses it too"),
         ),
         hints=(

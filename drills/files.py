@@ -2,7 +2,7 @@
 
 import os
 
-from drills.scenario import Scenario, Trap, by_hand, check, cure, http, log, never, same_instance, stays
+from drills.scenario import Scenario, Trap, by_hand, check, cure, http, log, metric, never, same_instance, stays
 
 LOG_QUIET = (stays("/livez", 200), stays("/metrics", 200), stays("/readyz", 200), same_instance(), never("Traceback"))
 LOG_HINTS = (
@@ -37,6 +37,18 @@ def log_in_a_folder(box):
     os.mkdir(box.path("app/log"))
     box.set("METRICS_LOG_FILE", "log/metrics.log")
     box.log_file = box.path("app/log/metrics.log")
+
+
+def log_requests(box):
+    box.set("METRICS_ACCESS_LOG", "on")     # a service with nothing to tell would not meet the full disk
+
+
+def full_device(box):
+    os.rename(box.log_file, box.log_file + ".1")
+    os.symlink("/dev/full", box.log_file)
+    done = box.shell('echo test >> "%s"' % box.log_file)
+    box.require("No space left" in done.output, "no room for a line")
+    return "what is written to the log file: " + done.output.strip()
 
 
 SCENARIOS = (
@@ -122,5 +134,35 @@ SCENARIOS = (
         lesson="What is removed to make room is what somebody else needs; the service waits for it and returns by itself.",
         alerts=("MetricsLogFallback",),
         solved=lambda box: None if box.settings().get("METRICS_LOG_FILE") else "METRICS_LOG_FILE is gone from metrics.env",
+    ),
+    Scenario(
+        id="D11", name="log-disk-full", title="The disk of the log is full", layer="log", level=1, set="ci", needs="user", founding="",
+        prepare=log_requests, page="The log has not grown since this morning, says the colleague who follows it.",
+        goal="Lines go to the log file again, without an interruption.",
+        inject=full_device,
+        expected=(
+            check("log disk_full", 0),
+            log("WARNING log_fallback reason=disk_full target=stdout"),
+            http("/readyz", 200, '"reason": "disk_full"'),
+            metric("logistics_log_fallback", 1),
+        ),
+        quiet=LOG_QUIET,
+        deadline=8,
+        mitigation=(
+            by_hand("make room, as the runbook's disk_full says: rotate the log with mv", lambda box: box.shell("mv metrics.log metrics.log.2")),
+        ),
+        traps=(
+            Trap("restart the service", "./restart_service.sh", "the new one meets the same full disk; no request was lost before, either"),
+            Trap("log to stdout for good", "sed -i /METRICS_LOG_FILE/d metrics.env; ./restart_service.sh reload",
+                 "the check of cron, and whoever looks for the log, still look for the file"),
+            Trap("delete the database's journal and whatever else is big", "rm -f shipments.db-journal metrics.log.1",
+                 "a journal is what undoes a half-done change; here it makes no room where it is needed"),
+        ),
+        hints=LOG_HINTS + ("Make room on that disk, or mv metrics.log away: the service makes a new one within 5 s. No restart.",),
+        prevention="rotate by size and keep the log on another volume than the database: deploy/logrotate",
+        proofs=("H", "L", "Q"), cause="log-disk-full", anchor="disk_full",
+        lesson="A full disk takes the log first; a service that writes its log or dies of it takes the figures along.",
+        alerts=("MetricsLogFallback",),
+        solved=lambda box: None if box.setting("METRICS_LOG_FILE") else "METRICS_LOG_FILE is gone from metrics.env",
     ),
 )
