@@ -1,12 +1,81 @@
 """Drills of configuration, identity and monitoring."""
 
+import functools
 import os
 import signal
+import subprocess
+import time
 
 import supervision
-from drills.scenario import (Quiet, Scenario, Trap, by_hand, check, cure, http, log, metric, never, page, said, same_instance, stays,
-                             tells, unless_said)
+from drills import certificate
+from drills.sandbox import VARIABLE, Done, free_port
+from drills.scenario import (Quiet, Scenario, Signal, Trap, by_hand, check, cure, found, http, log, metric, never, page, said,
+                             same_instance, stays, tells, unless_said)
 
+# Another program at our port: it answers whatever is asked, says nothing, or one byte at a time.
+NEIGHBOUR = """
+import socket, sys, threading, time
+ANSWER = b'HTTP/1.1 200 OK\\r\\nContent-Type: application/json\\r\\nContent-Length: 16\\r\\n\\r\\n{"status": "ok"}'
+def serve(line, manner):
+    try:
+        line.recv(4096)
+        for at in range(17) if manner == "slow" else ():
+            line.sendall(ANSWER[at:at + 1])
+            time.sleep(0.15)
+        if manner == "yes":
+            line.sendall(ANSWER)
+        if manner != "mute":
+            line.close()
+    except OSError:
+        pass
+listener, kept = socket.socket(), []
+listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+listener.bind(("127.0.0.1", int(sys.argv[1])))
+listener.listen(64)
+print("listening", flush=True)
+while True:
+    kept.append(listener.accept()[0])
+    threading.Thread(target=serve, args=(kept[-1], sys.argv[2]), daemon=True).start()
+"""
+
+# Between the check and the service; how it is, is the word in a file.
+RELAY = """
+import socket, struct, sys, threading
+def carry(source, target, most=None):
+    try:
+        data = source.recv(65536)
+        while data:
+            target.sendall(data[:most])
+            if most:
+                break
+            data = source.recv(65536)
+        target.shutdown(socket.SHUT_WR)
+    except OSError:
+        pass
+def serve(client):
+    with open(sys.argv[2]) as file:
+        manner = file.read().strip()
+    if manner == "mute":
+        kept.append(client)
+        return
+    if manner == "reset":
+        client.recv(65536)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()
+        return
+    server = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
+    threading.Thread(target=carry, args=(client, server), daemon=True).start()
+    carry(server, client, 60 if manner == "cut" else None)
+    client.close()
+kept, listener = [], socket.socket()
+listener.bind(("127.0.0.1", 0))
+listener.listen(64)
+print(listener.getsockname()[1], flush=True)
+while True:
+    threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
+"""
+
+CRONTAB = "PATH=/usr/bin:/bin\n*/5 * * * *  %s %s --timeout 2 --url %s --log-file %s\n"
 SERVING = (stays("/livez", 200), stays("/metrics", 200), stays("/readyz", 200), same_instance(), never("Traceback"))
 
 def lose_the_path(box):
@@ -92,6 +161,206 @@ def edit_and_not_load(box):
     box.require(box.pid(), "the old process runs on")
     return "current.db is gone, metrics.env names shipments.db, and pid %d has not loaded it" % box.pid()
 
+
+def neighbour(box):
+    """The PID of the other program, None when it is gone."""
+    return next((pid for pid in supervision.processes() if supervision.script_of(pid) == box.path("neighbour.py")), None)
+
+
+def let_in(box, manner):
+    """Somebody else's program takes the port while the service is down; what it is told then."""
+    port = box.port
+    box.stop()
+    box.write("neighbour.py", NEIGHBOUR)
+    child = box.spawn(box.python3, box.path("neighbour.py"), str(port), manner, stdout=subprocess.PIPE)
+    box.require(child.stdout.readline() == b"listening\n", "another program listens")
+    done = box.script("start")
+    box.require(done.code == 1 and "Address already in use" in done.output, "the port is taken")
+    box.other = child.owned
+    return "port %d is held by %s, and ./restart_service.sh start exits 1" % (port, supervision.describe(child.pid))
+
+
+def squat_with_answers(box):
+    return let_in(box, "yes")
+
+
+def squat_in_silence(box):
+    return let_in(box, "mute")
+
+
+def squat_slowly(box):
+    return let_in(box, "slow")
+
+
+def move_away(box):
+    box.set("METRICS_PORT", str(free_port()))
+
+
+def end_the_neighbour(box):
+    box.signal(neighbour(box), signal.SIGKILL)
+    return box.shell("sleep 0.2; ./restart_service.sh")
+
+
+def in_time(done, seconds):
+    """Words for a run of the check that its own deadline ended; starting Python takes some tenths."""
+    return "it ended after %.2f s" % done.seconds if done.code == 1 and done.seconds < seconds + 0.8 else None
+
+
+def neighbour_hurt(box):
+    return None if neighbour(box) == box.other.pid else "the program that had the port was ended: it was somebody else's"
+
+
+SQUATTED = (
+    said(1, r"Address already in use, it is taken by pid \d+ .*neighbour.py"),
+    said(1, "nothing was stopped or started"),
+    tells("python3 metrics_service.py --env-file metrics.env --check", 78, "Address already in use"),
+    tells("listeners", 0, "neighbour.py"),
+)
+MOVE = (
+    by_hand("give this service another port, as the runbook's identity and start_failed say: METRICS_PORT in metrics.env", move_away),
+    cure("start_failed", "./restart_service.sh"),
+)
+SQUAT_TRAPS = (
+    Trap("end the other program", end_the_neighbour, "it has an owner, who will start it again, and an outage of its own now"),
+    Trap("start again, and again", "./restart_service.sh; ./restart_service.sh", "the port does not become free by trying"),
+)
+SQUAT_HINTS = (
+    "Paste the first lines of the runbook, then: listeners",
+    "Another program has our port; ours was refused with 'Address already in use', and the line names who has it.",
+    "Write another METRICS_PORT into metrics.env, then ./restart_service.sh, and have the check ask there",
+)
+
+
+def set_certificate(box, begins, ends):
+    keep_secret(box, "service.pem", certificate.make(begins, ends))
+
+
+def use_tls(box):
+    set_certificate(box, time.time() - 60, time.time() + 90 * 86400)
+    box.set("METRICS_TLS_CERT", "service.pem")
+    box.set("METRICS_CHECK_CA_FILE", "service.pem")
+
+
+def let_it_expire(box):
+    set_certificate(box, time.time() - 90 * 86400, time.time() - 3600)
+    box.signal(box.pid(), signal.SIGHUP)
+    box.wait(lambda: box.instance() not in (None, box.steady_instance), "the reload")
+    seen = found("certificate_ends .*ended at", box.log_since())
+    return box.require(seen, "the service serves a certificate that has ended")
+
+
+def renew(box):
+    set_certificate(box, time.time() - 60, time.time() + 90 * 86400)
+
+
+def unsafe(box):
+    return None if box.setting("METRICS_TLS_CERT") == "service.pem" else "the service speaks without TLS"
+
+
+def place_relay(box):
+    """The check asks by way of a relay, as over a network."""
+    box.write("relay.py", RELAY)
+    box.write("link", "pass\n")
+    child = box.spawn(box.python3, box.path("relay.py"), str(box.port), box.path("link"), stdout=subprocess.PIPE)
+    box.options += ["--url", "http://127.0.0.1:%d" % int(child.stdout.readline())]
+
+
+def break_link(box, manner):
+    box.write("link", manner + "\n")
+    box.wait(lambda: box.check().code == 1, "the check's way is cut", 5)
+    box.require(box.probe("/readyz").status == 200, "the service answers who asks it directly")
+    return "the relay between check and service is in state %s, and the service answers" % box.read("link").strip()
+
+
+def swallow(box):
+    return break_link(box, "mute")
+
+
+def reset(box):
+    return break_link(box, "reset")
+
+
+def cut_off(box):
+    return break_link(box, "cut")
+
+
+def mend_link(box):
+    box.write("link", "pass\n")
+
+
+LINK_TRAPS = (
+    Trap("restart the service", "./restart_service.sh", "it was well all the time; what is between is not mended by that"),
+)
+LINK_HINTS = (
+    "Ask the service from its own host, past the relay: python3 health_check.py --url \"$URL\"",
+    "From here it answers; the check fails on its way. Which word it gives says what the way does.",
+    "Whoever runs the relay mends it (here: write pass into the file link, beside app). Leave the service alone.",
+)
+
+
+def cron(box, *options):
+    """What cron does every five minutes, now: the command of the crontab, with its few variables and in its own folder."""
+    lines = [line.strip() for line in box.read("app/crontab").splitlines() if line.strip() and not line.startswith("#")]
+    command = next((line.split(None, 5)[5] for line in lines if line.startswith("*/5 ")), None)
+    if command is None:
+        return Done("(cron: nothing to do)", 0, "", 0.0, time.time())
+    variables = [line for line in lines if not line.startswith("*/5 ")]
+    return box.run(["env", "-i", "%s=%s" % (VARIABLE, box.folder), "HOME=" + box.path("home")] + variables
+                   + box.wrapper + ["/bin/sh", "-c", "cd; %s %s" % (command, " ".join(options))], "(cron) " + command)
+
+
+def by_cron(box, host="0.0.0.0", wrapper=()):
+    """The check is run by cron, which knows nothing of our shell. box.check() is that from here on."""
+    box.write("app/crontab", CRONTAB % (box.python3, os.path.join(box.app, "health_check.py"), "http://%s:%d" % (host, box.port),
+                                        box.log_file))
+    box.wrapper = list(wrapper)
+    box.check = functools.partial(cron, box)
+
+
+def edit_crontab(box, old, new):
+    text = box.read("app/crontab")
+    box.require(old in text, "the crontab has %s" % old)
+    box.write("app/crontab", text.replace(old, new))
+
+
+def set_proxy(box):
+    edit_crontab(box, "PATH=", "http_proxy=http://127.0.0.1:%d\nPATH=" % free_port())
+    done = box.check()
+    box.require(done.code == 1 and "proxy" in done.output, "the check goes by the proxy")
+    return "crontab has " + box.read("app/crontab").splitlines()[0]
+
+
+def bypass_proxy(box):
+    edit_crontab(box, "PATH=", "no_proxy=0.0.0.0\nPATH=")
+
+
+def mistype_the_name(box):
+    edit_crontab(box, "//0.0.0.0:", "//metrics..example:")
+    return "crontab has " + found("--url", box.read("app/crontab"))
+
+
+def correct_the_name(box):
+    edit_crontab(box, "//metrics..example:", "//0.0.0.0:")
+
+
+def by_name(box):
+    """cron finds the service by a name, which a hosts file of its own gives."""
+    box.write("hosts", "127.0.0.1 metrics.example\n")
+    by_cron(box, "metrics.example", ("unshare", "--user", "--map-root-user", "--mount", "/bin/sh", "-c",
+                                     'mount --bind "$0" /etc/hosts && exec "$@"', box.path("hosts")))
+
+
+def name_another_address(box):
+    box.write("hosts", "127.0.0.2 metrics.example\n")
+    done = box.check()
+    box.require("127.0.0.2" in done.output, "the name has another address")
+    return "metrics.example is 127.0.0.2 by the hosts file"
+
+
+NAME_TRAPS = (
+    Trap("restart the service", "./restart_service.sh", "it was well all the time; the check asks somewhere else"),
+    Trap("drop the check's line, so that the mails stop", "sed -i '/^\\*/d' crontab", "silence looks like health"),
+)
 
 SCENARIOS = (
     Scenario(
@@ -267,5 +536,219 @@ SCENARIOS = (
         proofs=("H", "L", "Q"), cause="not-loaded", anchor="missing",
         lesson="'It is right in the file' says nothing of the process; ask which settings it runs with before editing again.",
         alerts=("MetricsDatabaseDown",),
+    ),
+    Scenario(
+        id="D05", name="port-squatter", title="Another program has the port, and says 200 to everybody", layer="network", level=2, set="ci",
+        needs="", founding="",
+        page="After the maintenance of last night the port answers, says the load balancer. The figures look odd: there are none.",
+        goal="The service answers by its own name, and nobody else on this host noticed.",
+        inject=squat_with_answers,
+        expected=(
+            check("reachable identity: what answers .* is not metrics_service"),
+            http("/livez", 200, '"status": "ok"'),
+        ) + SQUATTED,
+        quiet=(never("Traceback"),),
+        deadline=8,
+        mitigation=MOVE,
+        traps=SQUAT_TRAPS,
+        hints=SQUAT_HINTS,
+        prevention="one list of ports for the host; identity in every answer, so that a 200 of somebody else proves nothing",
+        proofs=("H", "L", "Q"), cause="port-taken", anchor="identity",
+        lesson="A check that is content with any 200 is content with anybody's.",
+        alerts=("MetricsFamiliesMissing",), solved=neighbour_hurt,
+    ),
+    Scenario(
+        id="D05a", name="port-squatter-silent", title="Another program has the port, and says nothing", layer="network", level=2, set="ci",
+        needs="", founding="", watch=("--timeout", "0.6"),
+        page="After the maintenance of last night the dashboard turns and turns.",
+        goal="The service answers, and nobody else on this host noticed.",
+        inject=squat_in_silence,
+        expected=(check("reachable silent"), http("/livez", "timeout")) + SQUATTED,
+        quiet=(never("Traceback"),),
+        deadline=8,
+        mitigation=MOVE,
+        traps=SQUAT_TRAPS,
+        hints=SQUAT_HINTS,
+        prevention="one list of ports for the host; the start is refused and names who has the port",
+        proofs=("H", "L", "Q"), cause="port-taken", anchor="silent",
+        lesson="'Accepts and does not answer' may be a stopped service or a stranger: ask who listens before sending any signal.",
+        alerts=("MetricsServiceDown",), solved=neighbour_hurt,
+    ),
+    Scenario(
+        id="D07", name="tls-expired", title="The certificate has ended", layer="tls", level=2, set="ci", needs="", founding="", prepare=use_tls,
+        page="Since ten o'clock half of the clients say that the service is down. The other half notices nothing.",
+        goal="Every client that verifies is served again, over TLS, without an interruption.",
+        inject=let_it_expire,
+        expected=(
+            check("reachable certificate"),
+            log("WARNING certificate_ends reason=certificate .*ended at"),
+            http("/readyz", 200, '"reason": "certificate"'),
+            tells("python3 metrics_service.py --env-file metrics.env --check", 0, "the certificate ended at"),
+        ),
+        quiet=(stays("/livez", 200), stays("/metrics", 200), never(" ERROR "), never("Traceback")),
+        deadline=5,
+        mitigation=(
+            by_hand("put the renewed certificate and its key in the place of service.pem, as the runbook's certificate_ends says", renew),
+            cure("certificate_ends", "./restart_service.sh reload"),
+        ),
+        traps=(
+            Trap("serve without TLS", "sed -i '/TLS_CERT/d; /CA_FILE/d' metrics.env; ./restart_service.sh",
+                 "everybody is served, and whoever listens reads along"),
+            Trap("reload what is there", "./restart_service.sh reload", "it is the same certificate"),
+        ),
+        hints=(
+            "Read the line of the check that fails; then: date -u; python3 metrics_service.py --env-file metrics.env --check",
+            "The certificate's end is past. It is served all the same: only clients that verify notice.",
+            "Put the renewed one in the place of service.pem, then ./restart_service.sh reload. Nobody is interrupted.",
+        ),
+        prevention="the check warns 21 days before; the program that renews the certificate runs the reload",
+        proofs=("H", "L", "Q"), cause="certificate-ended", anchor="certificate_ends",
+        lesson="An expired certificate is an outage for the careful only; who turns verification off makes it one for nobody, and unsafe.",
+        alerts=("MetricsCertificateEnds", "MetricsCertificateEndsNow"), solved=unsafe,
+    ),
+    Scenario(
+        id="D08", name="cron-environment", title="cron's check goes by a proxy that nobody else uses", layer="monitoring", level=2, set="ci",
+        needs="", founding="", prepare=by_cron,
+        page="cron mails that the service is down, every five minutes. Whoever looks at it finds it well.",
+        goal="cron's own check is content; the service is not touched.",
+        inject=set_proxy,
+        expected=(
+            check("reachable proxy: GET /livez at the proxy 127.0.0.1"),
+            tells('python3 health_check.py --url "$URL"', 0, "metrics_service OK"),
+        ),
+        quiet=SERVING,
+        deadline=5,
+        mitigation=(
+            by_hand("add the service's host to no_proxy where cron takes its environment, as the runbook's proxy says", bypass_proxy),
+        ),
+        traps=NAME_TRAPS,
+        hints=(
+            "Compare the mail with the same check by hand: which address did each ask? The crontab is in the file crontab.",
+            "cron has an environment of its own, with http_proxy in it: the check went by that proxy, which is not there.",
+            "Write no_proxy=0.0.0.0 into crontab, above the line of the check",
+        ),
+        prevention="deploy/cron sets what the check needs and nothing else; the check names whom it asked",
+        proofs=("H", "L", "Q"), cause="proxy", anchor="proxy",
+        lesson="An alarm that a check by hand does not confirm is about the way of the alarm: look at its environment first.",
+        alerts=("MetricsCheckFailing",),
+    ),
+    Scenario(
+        id="D09", name="check-overrun", title="What has the port answers one byte at a time", layer="network", level=2, set="ci", needs="",
+        founding="", watch=("--timeout", "0.6"),
+        page="The host has forty processes of the same check, says the colleague of the operating system. Ours are gone, he adds.",
+        goal="The service answers, and nobody else on this host noticed.",
+        inject=squat_slowly,
+        expected=(
+            check("reachable too_slow: .*the headers are still coming; gave up after 0.6"),
+            Signal("the check ends within its --timeout", lambda box: in_time(box.check(), 0.6)),
+        ) + SQUATTED,
+        quiet=(never("Traceback"),),
+        deadline=8,
+        mitigation=MOVE,
+        traps=SQUAT_TRAPS[:1] + (
+            Trap("give the check more time", "python3 health_check.py --url $URL --timeout 3", "each byte starts a plain timeout anew"),
+        ),
+        hints=SQUAT_HINTS,
+        prevention="one deadline over the whole check, not for each read: runs never pile up",
+        proofs=("H", "L", "Q"), cause="port-taken", anchor="too_slow",
+        lesson="A timeout for each read is no timeout: a peer that drips holds the check for ever, and cron starts the next one.",
+        alerts=("MetricsCheckStopped",), solved=neighbour_hurt,
+    ),
+    Scenario(
+        id="D62", name="bad-link", title="The way to the service swallows everything", layer="network", level=2, set="ci", needs="", founding="",
+        prepare=place_relay, watch=("--timeout", "0.6"),
+        page="Monitoring says that the service hangs. On its own host it does not.",
+        goal="The check is content again; the service is not touched.",
+        inject=swallow,
+        expected=(check("reachable silent"), tells('python3 health_check.py --url "$URL"', 0, "metrics_service OK")),
+        quiet=SERVING,
+        deadline=6,
+        mitigation=(by_hand("whoever runs the relay mends it, as the runbook's reset says: ask who runs what is between", mend_link),),
+        traps=LINK_TRAPS,
+        hints=LINK_HINTS,
+        prevention="a second check on the service's own host, so that the way and the service are told apart",
+        proofs=("H", "L", "Q"), cause="link", anchor="silent",
+        lesson="From afar a cut way and a hanging service look the same; the same check from the host itself decides.",
+        alerts=("MetricsServiceDown",),
+    ),
+    Scenario(
+        id="D62a", name="bad-link-reset", title="The way to the service resets connections", layer="network", level=2, set="ci", needs="",
+        founding="", prepare=place_relay,
+        page="Monitoring says that connections are reset. On the service's own host they are not.",
+        goal="The check is content again; the service is not touched.",
+        inject=reset,
+        expected=(check("reachable reset: .*it resets the connection"), tells('python3 health_check.py --url "$URL"', 0, "metrics_service OK")),
+        quiet=SERVING,
+        deadline=5,
+        mitigation=(by_hand("whoever runs the relay mends it, as the runbook's reset says: ask who runs what is between", mend_link),),
+        traps=LINK_TRAPS,
+        hints=LINK_HINTS,
+        prevention="a second check on the service's own host, so that the way and the service are told apart",
+        proofs=("H", "L", "Q"), cause="link", anchor="reset",
+        lesson="A reset is not a refusal: somebody took the connection and threw it away, and that may be a firewall.",
+        alerts=("MetricsServiceDown",),
+    ),
+    Scenario(
+        id="D62b", name="bad-link-cut", title="The way to the service cuts answers off", layer="network", level=2, set="ci", needs="",
+        founding="", prepare=place_relay,
+        page="Monitoring gets half an answer. On the service's own host it is whole.",
+        goal="The check is content again; the service is not touched.",
+        inject=cut_off,
+        expected=(check("reachable closed"), tells('python3 health_check.py --url "$URL"', 0, "metrics_service OK")),
+        quiet=SERVING,
+        deadline=5,
+        mitigation=(by_hand("whoever runs the relay mends it, as the runbook's reset says: ask who runs what is between", mend_link),),
+        traps=LINK_TRAPS,
+        hints=LINK_HINTS,
+        prevention="a second check on the service's own host, so that the way and the service are told apart",
+        proofs=("H", "L", "Q"), cause="link", anchor="closed",
+        lesson="Half an answer must not pass for a short one: lengths are compared, and the check says closed.",
+        alerts=("MetricsServiceDown",),
+    ),
+    Scenario(
+        id="D63", name="name-wrong", title="The name leads to another address", layer="network", level=2, set="priv", needs="namespace",
+        founding="", prepare=by_name,
+        page="The service is down since the name server was tidied up, says monitoring.",
+        goal="The check asks the address where the service is, by its name; the service is not touched.",
+        inject=name_another_address,
+        expected=(
+            check(r"reachable refused: GET /livez at 127\.0\.0\.2 port \d+: nothing listens there"),
+            tells('python3 health_check.py --url "$URL"', 0, "metrics_service OK"),
+        ),
+        quiet=SERVING,
+        deadline=5,
+        mitigation=(by_hand("correct the name (here: 127.0.0.1 in the file hosts, beside app), as the runbook's unresolved says",
+                            lambda box: box.write("hosts", "127.0.0.1 metrics.example\n")),),
+        traps=NAME_TRAPS,
+        hints=(
+            "Which address did the check ask, and where does the service listen: ./restart_service.sh status",
+            "The name was given another address. Nothing listens there; the service is where it was.",
+            "Correct the address of the name; until then the check may ask by address",
+        ),
+        prevention="a check by address beside the one by name",
+        proofs=("H", "L", "Q"), cause="name", anchor="refused",
+        lesson="'Refused' is about an address: read which one before restarting what listens at another.",
+        alerts=("MetricsServiceDown",),
+    ),
+    Scenario(
+        id="D63a", name="name-unknown", title="The name in the check has no address", layer="network", level=2, set="ci", needs="", founding="",
+        prepare=by_cron,
+        page="Since the crontab was moved to configuration management there is a mail every five minutes.",
+        goal="cron's own check is content; the service is not touched.",
+        inject=mistype_the_name,
+        expected=(check("reachable unresolved"), tells('python3 health_check.py --url "$URL"', 0, "metrics_service OK")),
+        quiet=SERVING,
+        deadline=5,
+        mitigation=(by_hand("correct the name in the crontab, as the runbook's unresolved says", correct_the_name),),
+        traps=NAME_TRAPS,
+        hints=(
+            "Read the address in the first line of the mail, letter by letter; the crontab is in the file crontab.",
+            "metrics..example has no address: two dots. Nobody was asked, so that nothing is known of the service.",
+            "Correct the --url in crontab",
+        ),
+        prevention="deploy/cron takes the address from one variable; a check by address beside the one by name",
+        proofs=("H", "L", "Q"), cause="name", anchor="unresolved",
+        lesson="'Unresolved' says that nobody was asked: it is no verdict on the service.",
+        alerts=("MetricsCheckFailing",),
     ),
 )
