@@ -336,8 +336,7 @@ class Sandbox:
         self.children, self.commands, self.kept = [], [], False
         self.writing = self.watch = self.steady_instance = self.injected = None
         self.balance, self.mark, self.log_marks, self.tell = 0, 0, {}, None
-        self.port = free_port()
-        self.login = None       # user:password of the probes
+        self.first_port = free_port()
         self.furnish(template)
 
     def furnish(self, template):
@@ -408,6 +407,23 @@ class Sandbox:
     def unset(self, name):
         lines = self.read(self.env_file).splitlines(True)
         self.write(self.env_file, "".join(line for line in lines if not line.startswith(name + "=")))
+
+    def setting(self, name):
+        """The value of a setting as metrics.env has it now, None without one, or where the file cannot be read."""
+        with contextlib.suppress(supervision.EnvFileError):
+            return self.settings().get(name)
+
+    @property
+    def port(self):
+        """Where the service is to listen: a repair may move it."""
+        given = self.setting("METRICS_PORT") or ""
+        return int(given) if given.isdigit() and 0 < int(given) < 65536 else self.first_port
+
+    @property
+    def login(self):
+        """user:password of the probes, which are those of the check; None without."""
+        given = self.setting("METRICS_CHECK_CREDENTIALS")
+        return self.read(os.path.join(self.app, given)).strip() if given else None
 
     # commands
 
@@ -499,7 +515,7 @@ class Sandbox:
 
     @property
     def tls(self):
-        return bool(self.settings().get("METRICS_TLS_CERT"))
+        return bool(self.setting("METRICS_TLS_CERT"))
 
     @property
     def url(self):
