@@ -16,6 +16,7 @@ import pytest
 
 import schema_check
 import store as store_module
+import supervision
 from conftest import DEADLINE, ROOT, add_rows, copy_product, make_database
 from store import Store, Trouble, in_force
 
@@ -298,6 +299,84 @@ def test_a_replaced_database_is_noticed_and_read(store, path, events):
     make_database(path.parent / "b.db", [ROW, dict(ROW, reference="b")]).rename(path)
     assert total(store) == 2
     assert (events, store.replaced) == ([("database_replaced", None)], 1)
+
+
+def rescued(text):
+    """The number of shipments in what a detail says can be copied."""
+    with tempfile.NamedTemporaryFile() as copy:
+        shutil.copyfile(text.split("copy ")[1].split()[0], copy.name)
+        return sqlite3.connect(copy.name).execute("SELECT count(*) FROM shipments").fetchone()[0]
+
+
+def test_an_empty_file_made_in_the_place_of_a_deleted_one_does_not_cost_the_last_copy(store, path):
+    assert total(store) == 1
+    path.unlink()
+    path.touch()
+    reason, _, detail = trouble(store)
+    assert reason == "truncated" and "was deleted, but is still open here: copy /proc/" in detail
+    assert trouble(store)[2] == detail and rescued(detail) == 1
+
+
+def test_a_file_that_was_overwritten_by_a_rename_can_still_be_copied_while_another_is_served(store, path, monkeypatch):
+    said = {}
+    monkeypatch.setattr(store_module, "event", lambda level, name, **fields: said.update({name: fields.get("detail")}))
+    add_rows(sqlite3.connect(str(path)), [dict(ROW, reference="b")])
+    assert total(store) == 2
+    os.rename(str(make_database(path.parent / "older.db", [ROW])), str(path))
+    assert total(store) == 1
+    told = said["database_replaced"]
+    assert "copy %s before any restart" % store.former[1] in told and rescued(told) == 2
+
+
+def test_of_two_deleted_files_only_the_later_stays_open(store, path):
+    for number in range(3):
+        total(store)
+        os.rename(str(make_database(path.parent / ("%d.db" % number), [ROW])), str(path))
+    total(store)
+    names = [name for _, name in supervision.open_files(os.getpid())]
+    assert names.count("%s (deleted)" % path) == 1
+
+
+def test_a_file_that_keeps_another_name_is_not_held_open(store, path):
+    total(store)
+    os.link(str(path), str(path) + ".kept")
+    os.rename(str(make_database(path.parent / "b.db", [ROW])), str(path))
+    assert total(store) == 1 and store.former is None
+
+
+@pytest.mark.parametrize("left, dropped", [(100, False), (99, False), (98, True), (0, True)])
+def test_shipments_that_are_gone_are_told_once_where_they_are_more_than_one_in_a_hundred(store, path, events, left, dropped):
+    db = sqlite3.connect(str(path))
+    add_rows(db, [dict(ROW, reference=str(number)) for number in range(99)])
+    assert total(store) == 100
+    db.execute("DELETE FROM shipments WHERE id > ?", [left])
+    db.commit()
+    assert total(store) == total(store) == left
+    assert events == [("shipments_dropped", None)] * dropped
+    assert (store.dropped and store.dropped[1:]) == ((100, left) if dropped else None)
+
+
+def test_a_database_with_fewer_shipments_in_the_place_of_another_is_told_too(store, path, events):
+    add_rows(sqlite3.connect(str(path)), [dict(ROW, reference="b")])
+    assert total(store) == 2
+    os.rename(str(make_database(path.parent / "older.db", [ROW])), str(path))
+    assert total(store) == 1 and events == [("database_replaced", None), ("shipments_dropped", None)]
+
+
+WAL_WRITE = """c.execute('PRAGMA journal_mode = WAL'); c.execute("INSERT INTO shipments (reference, status) VALUES ('wal', 'pending')")
+print(flush=True); input()"""
+
+
+def test_figures_of_a_removed_write_ahead_log_are_refused_and_the_log_can_still_be_copied(store, path, tmp_path):
+    with Writer(path, WAL_WRITE):
+        assert total(store) == 2
+    os.unlink(str(path) + "-wal")
+    reason, _, detail = trouble(store)
+    assert reason == "wal" and "its write-ahead log was removed" in detail
+    copy = tmp_path / "copy.db"
+    shutil.copy(str(path), str(copy))
+    shutil.copyfile(detail.split("copy ")[1].split()[0], str(copy) + "-wal")
+    assert sqlite3.connect(str(copy)).execute("SELECT count(*) FROM shipments").fetchone() == (2,)
 
 
 def test_figures_of_a_former_file_never_bridge_a_lock_on_the_next(store, path):
