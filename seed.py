@@ -483,6 +483,8 @@ def summary(staged, stored, updated, report):
 
 def check_spelling(db):
     """Refuses a file most of whose new references are those of shipments that are there, in another spelling; tells of a few."""
+    if not db.execute(SIZE).fetchone()[0]:
+        return
     fresh, similar, example = db.execute(SIMILAR).fetchone()
     told = ("%d of %d new references differ from stored ones in case, blanks or punctuation alone, such as %r"
             % (similar, fresh, example))
