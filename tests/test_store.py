@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import resource
 import shutil
 import sqlite3
@@ -17,7 +18,7 @@ import pytest
 import schema_check
 import store as store_module
 import supervision
-from conftest import DEADLINE, ROOT, add_rows, copy_product, make_database
+from conftest import DEADLINE, ROOT, add_rows, copy_product, make_database, wait_for
 from store import Store, Trouble, in_force
 
 ROW = {"reference": "a", "status": "pending"}
@@ -140,6 +141,19 @@ def test_a_locked_database_is_named_with_its_holder_within_the_deadline(store, p
         reason, status, detail = trouble(store)
     assert (reason, status) == ("locked", 503)
     assert "held by pid %d (" % writer.process.pid in detail and "waited 0." in detail
+
+
+READING = "c.execute('BEGIN'); c.execute('SELECT count(*) FROM shipments').fetchone(); print(flush=True); input()"
+COMMITTING = """c.execute('PRAGMA busy_timeout = 60000'); c.execute('BEGIN IMMEDIATE')
+c.execute("INSERT INTO shipments (reference, status) VALUES ('b', 'pending')"); print(flush=True); c.execute('COMMIT')"""
+
+
+def test_of_a_writer_and_the_reader_that_it_waits_for_the_reader_is_told(store, path):
+    with Writer(path, READING) as reader, Writer(path, COMMITTING) as writer:
+        wait_for(lambda: len(supervision.file_holders(str(path), ("WRITE",))) == 1, "the commit to wait")
+        told = trouble(store)[2]
+    found = dict(re.findall(r"pid (\d+) \(.*?, uid \d+\)( which only reads)?", told, re.DOTALL))
+    assert found == {str(reader.process.pid): " which only reads", str(writer.process.pid): ""}
 
 
 def test_while_a_writer_holds_the_lock_the_last_figures_are_served_and_then_no_more(store, path, events):
