@@ -509,8 +509,9 @@ def disturbances(site):
     if (database.get("replaced_at") or "") >= since:
         former = "; the one before is still open: copy {former_file} before any restart" if database.get("former_file") else ""
         yield "database_replaced", ("another file bears the database's name since {replaced_at}" + former).format(**database)
-    if (database.get("dropped_at") or "") >= since:
-        yield "shipments_dropped", "{dropped_from} shipments became {dropped_to} at {dropped_at}".format(**database)
+    if (database.get("leapt_at") or "") >= since:
+        reason = "shipments_dropped" if database["leapt_to"] < database["leapt_from"] else "shipments_jumped"
+        yield reason, "{leapt_from} shipments became {leapt_to} at {leapt_at}".format(**database)
 
 
 def check_database(site):
@@ -530,7 +531,7 @@ def check_database(site):
         return Finding(WARNING, *tell(troubled))
     told = list(disturbances(site))
     if told:
-        return Finding(WARNING, told[0][0], "; ".join(sentence for _, sentence in told))
+        return Finding(WARNING, told[0][0], "; ".join(words for _, words in told))
     return Finding(OK, None, "{} shipments counted".format(counts[0]))
 
 

@@ -574,9 +574,9 @@ class Service:
             "replaced_total": store.replaced,
             "replaced_at": store.replaced_at and instant(store.replaced_at),
             "former_file": store.former[1] if store.former else None,
-            "dropped_at": store.dropped and instant(store.dropped.at),
-            "dropped_from": store.dropped and store.dropped.before,
-            "dropped_to": store.dropped and store.dropped.after,
+            "leapt_at": store.leap and instant(store.leap.at),
+            "leapt_from": store.leap and store.leap.before,
+            "leapt_to": store.leap and store.leap.after,
         }
 
 

@@ -33,6 +33,8 @@ LOCK_POLL_MAX = 0.001   # s, after a hundred tries: then it is no gap that is wa
 BRIEF_WAIT = 0.5        # s to wait for a lock when older figures can be served instead, or it was there a moment ago
 MIGRATION_WAIT = 0.05   # s to wait for a lock while a migration runs, which may have it for minutes
 DROP_SHARE = 0.01       # of the shipments; where more than that are gone from one look to the next, somebody deleted them
+JUMP_SHARE = 0.25       # of the shipments; so many more from one look to the next are a load that somebody should know of
+JUMP_LEAST = 100        # shipments that such a load brings at least: a small table grows by a quarter in the course of things
 PROGRESS_STEPS = 10000  # SQLite instructions between two looks at the deadline, well under a millisecond
 
 # SQL, in the order of asking. An unknown carrier, mode or reason is '' in the rollups.
@@ -221,7 +223,7 @@ def ask(connection, now, spent):
 
 BRIDGED = ("locked", "migrating")   # troubles in which the last figures are those of the last commit that can be read
 Snapshot = collections.namedtuple("Snapshot", "figures stale")  # stale: the Trouble that an older snapshot bridges, or None
-Drop = collections.namedtuple("Drop", "at before after")    # shipments that were there before and no longer after; at: Unix time
+Leap = collections.namedtuple("Leap", "at before after")    # from so many shipments to so many, in one look; at: Unix time
 
 
 def in_force(findings):
@@ -259,7 +261,7 @@ class Store:
         self.replaced_at = None                     # Unix time of the last such moment
         self.former = None                          # (connection, /proc path) of a deleted file: the last copy of its data
         self.log_inode = None                       # of the write-ahead log that our connection reads; None in other modes
-        self.total, self.dropped = None, None       # shipments in the last Figures, of whatever file; the last Drop
+        self.total = self.leap = None               # shipments in the last Figures, of whatever file; the last Leap
 
     def one(self, sql):
         with contextlib.closing(self.connection.execute(sql)) as cursor:
@@ -420,15 +422,18 @@ class Store:
             self.log_inode = present
             return
         descriptor, _ = self.still_open(self.log_inode)
-        raise Trouble("wal", "database %s: its write-ahead log was removed, and with it what was committed there alone; it is still "
-                             "open here: copy %s before any restart" % (self.path, descriptor))
+        raise Trouble("wal", "database %s: its write-ahead log was removed, and with it what was committed there alone; it is "
+                             "still open here: copy %s before any restart" % (self.path, descriptor))
 
     def count(self):
-        """Says that many shipments are gone, once: nothing in this folder deletes any."""
+        """Says once that many shipments are gone, which nothing in this folder does, or that many came at once."""
         before, self.total = self.total, sum(self.last.statuses.values())
-        if before and self.total < before * (1 - DROP_SHARE):
-            self.dropped = Drop(self.last.now, before, self.total)
-            event(logging.WARNING, "shipments_dropped", path=self.path, before=before, after=self.total)
+        change = self.total - (before or self.total)
+        dropped = change < -DROP_SHARE * (before or 0)
+        if dropped or change >= max(JUMP_LEAST, JUMP_SHARE * (before or 0)):
+            self.leap = Leap(self.last.now, before, self.total)
+            event(logging.WARNING, "shipments_dropped" if dropped else "shipments_jumped", path=self.path, before=before,
+                  after=self.total)
 
     def measure(self, seconds):
         self.queries.observe(seconds)

@@ -358,16 +358,20 @@ def test_a_file_that_keeps_another_name_is_not_held_open(store, path):
     assert total(store) == 1 and store.former is None
 
 
-@pytest.mark.parametrize("left, dropped", [(100, False), (99, False), (98, True), (0, True)])
-def test_shipments_that_are_gone_are_told_once_where_they_are_more_than_one_in_a_hundred(store, path, events, left, dropped):
-    db = sqlite3.connect(str(path))
-    add_rows(db, [dict(ROW, reference=str(number)) for number in range(99)])
-    assert total(store) == 100
-    db.execute("DELETE FROM shipments WHERE id > ?", [left])
-    db.commit()
-    assert total(store) == total(store) == left
-    assert events == [("shipments_dropped", None)] * dropped
-    assert (store.dropped and store.dropped[1:]) == ((100, left) if dropped else None)
+@pytest.mark.parametrize("before, after, told", [
+    (200, 200, None), (200, 198, None), (200, 197, "shipments_dropped"), (200, 0, "shipments_dropped"),
+    (400, 499, None), (400, 500, "shipments_jumped"), (10, 109, None), (10, 110, "shipments_jumped"),
+])
+def test_a_leap_in_the_number_of_shipments_is_told_once(tmp_path, events, before, after, told):
+    path = make_database(tmp_path / "many.db", [dict(ROW, reference=str(number)) for number in range(before)])
+    ticks = iter(range(1800000000, 1900000000))
+    store, db = Store(str(path), .3, 60, clock=lambda: next(ticks)), sqlite3.connect(str(path))
+    assert total(store) == before
+    db.execute("DELETE FROM shipments WHERE id > ?", [after])
+    add_rows(db, [dict(ROW, reference=str(number)) for number in range(before, after)])
+    assert total(store) == total(store) == after
+    assert events == [(told, None)] * bool(told)
+    assert (store.leap and store.leap[1:]) == ((before, after) if told else None)
 
 
 def test_a_database_with_fewer_shipments_in_the_place_of_another_is_told_too(store, path, events):
