@@ -1,0 +1,3 @@
+"""Drills of time and of the rows themselves."""
+
+SCENARIOS = ()

@@ -1,0 +1,3 @@
+"""Drills of the database file: locks, pages, journals, copies."""
+
+SCENARIOS = ()

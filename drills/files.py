@@ -1,0 +1,126 @@
+"""Drills of log and file system."""
+
+import os
+
+from drills.scenario import Scenario, Trap, by_hand, check, cure, http, log, never, same_instance, stays
+
+LOG_QUIET = (stays("/livez", 200), stays("/metrics", 200), stays("/readyz", 200), same_instance(), never("Traceback"))
+LOG_HINTS = (
+    "Read what the check says of the log, then: ls -ld \"$(dirname \"$METRICS_LOG_FILE\")\" \"$METRICS_LOG_FILE\"",
+    "The service could not write its log file, said so once, and writes to stdout: metrics_service.pid.out has the lines. Nothing is lost.",
+)
+
+
+def rotate_badly(box):
+    os.rename(box.log_file, box.log_file + ".1")
+    box.write(box.log_file, "")
+    os.chmod(box.log_file, 0o444)
+    if box.user is not None:
+        os.chown(box.log_file, box.user, box.user)
+    denied = box.shell('echo test >> "%s"' % box.log_file)
+    box.require(denied.code, "nobody may write the log file")
+    return "the log file has mode %o, and its owner is refused" % (os.stat(box.log_file).st_mode & 0o777)
+
+
+def folder_in_its_place(box):
+    os.rename(box.log_file, box.log_file + ".1")
+    os.mkdir(box.log_file)
+    return "%s is a folder: %s" % (box.log_file, os.path.isdir(box.log_file))
+
+
+def lose_the_folder(box):
+    os.rename(box.path("app/log"), box.path("app/log.old"))
+    return "%s is missing: %s" % (box.log_file, not os.path.exists(os.path.dirname(box.log_file)))
+
+
+def log_in_a_folder(box):
+    os.mkdir(box.path("app/log"))
+    box.set("METRICS_LOG_FILE", "log/metrics.log")
+    box.log_file = box.path("app/log/metrics.log")
+
+
+SCENARIOS = (
+    Scenario(
+        id="D10", name="log-denied", title="The log file cannot be written: its mode", layer="log", level=1, set="ci", needs="user",
+        founding="2-log-file-not-writable.md",
+        page="The log of this morning's rotation is empty, says the colleague who looked for a line in it.",
+        goal="Lines go to the log file again, without an interruption.",
+        inject=rotate_badly,
+        expected=(
+            check("log denied", 0),
+            log("WARNING log_fallback reason=denied target=stdout"),
+            http("/readyz", 200, '"reason": "denied"'),
+        ),
+        quiet=LOG_QUIET,
+        deadline=8,
+        mitigation=(
+            cure("log_fallback", 'chmod u+w "$METRICS_LOG_FILE"'),
+        ),
+        traps=(
+            Trap("restart the service", "./restart_service.sh", "the new one meets the same file and falls back as the old one did"),
+            Trap("chmod 777", "chmod 777 metrics.log", "lines are written again, by and from everybody on this host: the next "
+                 "intruder edits what tells of him", settle=8),
+        ),
+        hints=LOG_HINTS + ("chmod u+w metrics.log (its owner is right); the next line or request after 5 s writes to it. No restart.",),
+        prevention="the rotation creates the file with the service's owner and mode: deploy/logrotate has it",
+        proofs=("H", "L", "Q"), cause="log-mode", anchor="log_fallback",
+        lesson="The least important file must not stop the service; what cannot be logged there is logged elsewhere, and said once.",
+        alerts=("MetricsLogFallback",),
+        solved=lambda box: "everybody may write the log file" if os.stat(box.log_file).st_mode & 0o002 else None,
+    ),
+    Scenario(
+        id="D10a", name="log-is-a-folder", title="The log file cannot be written: a folder is in its place", layer="log", level=1, set="ci",
+        needs="", founding="2-log-file-not-writable.md",
+        page="After the move to the new host the dashboards look good, but nobody finds the log.",
+        goal="Lines go to the log file again, without an interruption.",
+        inject=folder_in_its_place,
+        expected=(
+            check("log not_a_file", 0),
+            log("WARNING log_fallback reason=not_a_file target=stdout"),
+            http("/readyz", 200, '"reason": "not_a_file"'),
+        ),
+        quiet=LOG_QUIET,
+        deadline=8,
+        mitigation=(
+            by_hand("mv the folder aside, as the runbook's log_fallback says: mv metrics.log metrics.log.folder",
+                    lambda box: box.shell("mv metrics.log metrics.log.folder")),
+        ),
+        traps=(
+            Trap("restart the service", "./restart_service.sh", "the new one meets the same folder and falls back as the old one did"),
+            Trap("chmod 777", "chmod 777 metrics.log", "a folder takes no lines, whatever its mode"),
+        ),
+        hints=LOG_HINTS + ("Move the folder aside: mv metrics.log metrics.log.folder; the service makes the file itself. No restart.",),
+        prevention="create the file before a container mounts it: a mount of a missing file makes a folder",
+        proofs=("H", "L", "Q"), cause="log-not-a-file", anchor="log_fallback",
+        lesson="The same symptom has several causes; the reason word tells them apart before anybody types chmod.",
+        alerts=("MetricsLogFallback",),
+    ),
+    Scenario(
+        id="D10b", name="log-folder-missing", title="The log file cannot be written: its folder is missing", layer="log", level=1, set="ci",
+        needs="", founding="2-log-file-not-writable.md", prepare=log_in_a_folder,
+        page="Somebody made room on the disk. Please see whether all is as it should be.",
+        goal="Lines go to the log file again, without an interruption.",
+        inject=lose_the_folder,
+        expected=(
+            check("log missing", 0),
+            log("WARNING log_fallback reason=missing target=stdout"),
+            http("/readyz", 200, '"reason": "missing"'),
+        ),
+        quiet=LOG_QUIET,
+        deadline=8,
+        mitigation=(
+            by_hand("mkdir -p its folder, as the runbook's log_fallback says", lambda box: box.shell("mkdir -p log")),
+        ),
+        traps=(
+            Trap("restart the service", "./restart_service.sh", "the new one meets the same lack and falls back as the old one did"),
+            Trap("log to stdout for good", "sed -i /METRICS_LOG_FILE/d metrics.env; ./restart_service.sh",
+                 "the check of cron, and whoever looks for the log, still look for the file"),
+        ),
+        hints=LOG_HINTS + ("mkdir -p the folder of METRICS_LOG_FILE; the service makes the file itself. No restart.",),
+        prevention="a folder that a service writes to belongs to its installation, not to whoever makes room",
+        proofs=("H", "L", "Q"), cause="log-folder-missing", anchor="log_fallback",
+        lesson="What is removed to make room is what somebody else needs; the service waits for it and returns by itself.",
+        alerts=("MetricsLogFallback",),
+        solved=lambda box: None if box.settings().get("METRICS_LOG_FILE") else "METRICS_LOG_FILE is gone from metrics.env",
+    ),
+)

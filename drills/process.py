@@ -1,0 +1,3 @@
+"""Drills of the process."""
+
+SCENARIOS = ()
