@@ -130,7 +130,7 @@ def total(results):
     ran = [one for one in results if "data" in one]
     count = {word: sum(one["verdict"] == word for one in results) for word in ("pass", "fail", "inconclusive", "skipped")}
     return ("%d drills: %s; traps refused %d of %d; rows acknowledged %d, missing %d" % (
-        len(results), ", ".join("%d %s" % (number, word) for word, number in count.items() if number),
+        len(results), ", ".join("%d %s" % (times, word) for word, times in count.items() if times),
         sum(one["traps"]["refused"] for one in ran), sum(one["traps"]["tried"] for one in ran),
         sum(one["data"]["acknowledged"] or 0 for one in ran), sum(one["data"]["missing"] for one in ran)))
 
@@ -170,6 +170,20 @@ def exit_code(results, strict):
     return PASS if words <= ({"pass"} if strict else {"pass", "skipped"}) else FAIL
 
 
+def sweep_all(quiet=False):
+    """Reverts what dead makers left behind; how many."""
+    swept = 0
+    for folder in sandbox.candidates():
+        try:
+            ended = sandbox.sweep(folder)
+            swept += 1
+            print("%s: reverted, %d processes ended" % (folder, ended), file=sys.stderr if quiet else sys.stdout)
+        except sandbox.Foreign as error:
+            if not quiet:
+                print("left alone: %s" % error)
+    return swept
+
+
 def cmd_run(args):
     sweep_all(quiet=True)
     results = []
@@ -202,20 +216,6 @@ def cmd_report(args):
         file.write(text)
     print(text, end="")
     return PASS
-
-
-def sweep_all(quiet=False):
-    """Reverts what dead makers left behind; how many."""
-    swept = 0
-    for folder in sandbox.candidates():
-        try:
-            ended = sandbox.sweep(folder)
-            swept += 1
-            print("%s: reverted, %d processes ended" % (folder, ended), file=sys.stderr if quiet else sys.stdout)
-        except sandbox.Foreign as error:
-            if not quiet:
-                print("left alone: %s" % error)
-    return swept
 
 
 def cmd_clean(args):

@@ -266,8 +266,9 @@ Wanted = collections.namedtuple("Wanted", "form zipped history")    # what one a
 class Service:
     """The application behind the server: one function a route, one place that turns trouble into a status code."""
 
-    def __init__(self, log, store, credentials=None, certificate_end=None, access_log=False, slow_seconds=0):
+    def __init__(self, log, store, credentials=None, certificate_end=None, access_log=False, slow_seconds=0, loaded=None):
         self.log, self.store, self.credentials, self.certificate_end = log, store, credentials, certificate_end
+        self.loaded = loaded              # supervision.digest() of the env file as it was read
         self.access_log, self.slow_seconds = access_log, slow_seconds or float("inf")
         self.refusal = None               # (time, why) of the last reload, where it was refused
         self.instance = os.urandom(16).hex()  # new at every start: how a restart proves that the new one answers
@@ -431,7 +432,8 @@ class Service:
         return int(value) if re.match(r"[1-9]\d{0,2}\Z", value, re.ASCII) and int(value) <= exposition.HISTORY_HOURS else None
 
     def livez(self, request, trusted):
-        return messages.json_answer(200, {"service": NAME, "instance": self.instance, "started_at": instant(self.started_at)})
+        return messages.json_answer(200, {"service": NAME, "instance": self.instance, "started_at": instant(self.started_at),
+                                          "env_file": self.loaded})
 
     def readyz(self, request, trusted):
         checks = {"database:shipments": self.database_entry(), "database:schema": self.schema_entry(),
@@ -493,7 +495,7 @@ class Service:
     def refuse_reload(self, why):
         """Keeps and logs that the last reload was refused; a good one brings another Service."""
         self.refusal = time.time(), why
-        event(logging.ERROR, "reload_refused", reason="reload_refused", detail=why + "; serving on as before")
+        event(logging.WARNING, "reload_refused", reason="reload_refused", detail=why + "; serving on as before")
 
     def words(self, url):
         """What a person wants to know, in one sentence, as the last requests have found it."""
@@ -888,13 +890,13 @@ def say_silence(trouble):
 class Life:
     """One run of the service: what it serves with, its reloads and its end."""
 
-    def __init__(self, settings, log, store, signals, env_file):
+    def __init__(self, settings, log, store, signals, env_file, loaded=None):
         self.settings, self.signals = settings, signals
         self.env_file = env_file and os.path.abspath(env_file)
         self.handler, self.certificate_end = tls_of(settings)
         self.server = self.url = None   # once it listens
         self.service = Service(log, store, credentials_of(settings), self.certificate_end, settings.access_log == "on",
-                               settings.slow_request_seconds)
+                               settings.slow_request_seconds, loaded)
         self.manager = notify.Manager(os.environ, os.getpid())
         self.watch = notify.Watch(self.manager, lambda: self.service.words(self.url), self.silence, say_silence)
 
@@ -987,7 +989,7 @@ class Life:
         return 0
 
 
-def prepare(settings, complaints, log, signals, env_file, patience=float("inf")):
+def prepare(settings, complaints, log, signals, env_file, patience=float("inf"), loaded=None):
     """The Life, once configuration and schema are found good; a locked database is waited for with patience, in seconds. Raises
     Refused, having logged each finding."""
     try:
@@ -997,7 +999,7 @@ def prepare(settings, complaints, log, signals, env_file, patience=float("inf"))
         refuse_errors(list(check_files(settings)) + guards + list(check_store(store, time.monotonic() + patience)))
         for finding in guards:
             event(logging.WARNING, "certificate_ends", reason="certificate", detail=finding.text)
-        return Life(settings, log, store, signals, env_file)
+        return Life(settings, log, store, signals, env_file, loaded)
     except Refused as refusal:
         for finding in refusal.findings:
             level = logging.ERROR if finding.grade == "error" else logging.WARNING
@@ -1054,11 +1056,11 @@ def command_settings(env_file):
 
 
 def command_serve(env_file):
-    handover = supervision.inherited()
+    handover, loaded = supervision.inherited(), supervision.digest(env_file)    # before the settings: rather one of older ones
     settings, complaints = read_settings(env_file)
     log = start_log(settings)
     with Signals() as signals:
-        life = prepare(settings, complaints, log, signals, env_file, RELOAD_PATIENCE if handover else float("inf"))
+        life = prepare(settings, complaints, log, signals, env_file, RELOAD_PATIENCE if handover else float("inf"), loaded)
         with supervision.PidFile(settings.pid_file, handover and handover.lock) as lock:
             life.start(handover)
             return life.run(lock)

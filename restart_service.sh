@@ -54,6 +54,7 @@ PROOF=                        # in words
 URL=                          # where it answers
 INSTANCE=                     # the id that it answers with, new at every start and reload
 SINCE=                        # when it was given that id, as it says itself
+LOADED=                       # digest of the env file that it has loaded; an earlier release does not say
 SYSTEMCTL=()                  # how to reach the manager of UNIT
 UNIT=                         # systemd unit whose main process the instance is
 
@@ -177,11 +178,11 @@ refuse_unproven() {
   [[ $FOUND == [013] ]] || die "nothing was done, since it is not proven that this is the service; end it by hand if it is yours"
 }
 
-# Sets URL, INSTANCE and SINCE; returns as `supervision.py await` does.
+# Sets URL, INSTANCE, SINCE and LOADED; returns as `supervision.py await` does.
 ask_instance() {
   local answer status=0
   answer=$(supervise await --timeout "$1") || status=$?
-  read -r URL INSTANCE SINCE <<< "$answer"
+  read -r URL INSTANCE SINCE LOADED <<< "$answer"
   return "$status"
 }
 
@@ -247,7 +248,7 @@ give_up() {
 change_instance() {
   local answer
   answer=$(run "${SUPERVISE[@]}" "$1" "${TARGET[@]}" --old "$INSTANCE" "${@:3}") || give_up "$2"
-  read -r URL INSTANCE SINCE <<< "$answer"
+  read -r URL INSTANCE SINCE LOADED <<< "$answer"
 }
 
 start_instance() {
@@ -346,8 +347,23 @@ cmd_reload() {
   confirm_healthy
 }
 
+# Says what the env file has that the instance has not. Its time alone may lie: an older copy that was put back has an older one.
+compare_settings() {
+  local changed=''
+  [[ -e $ENV_FILE ]] || return 0
+  changed=$(as_time "$(stat -L -c %Y -- "$ENV_FILE")")
+  if [[ $DOUBTFUL ]]; then
+    printf 'settings: %s would be refused; --check says why\n' "$ENV_FILE"
+  elif [[ $LOADED ]]; then
+    [[ $(supervise digest --env-file "$ENV_FILE") == "$LOADED" ]] ||
+      printf 'settings: %s, changed at %s, has others than it runs with; reload or restart to load them\n' "$ENV_FILE" "$changed"
+  elif [[ $changed > $SINCE ]]; then
+    printf 'settings: %s was changed after the start; reload or restart to load it\n' "$ENV_FILE"
+  fi
+}
+
 cmd_status() {
-  local changed='' answers=0 ready=ready
+  local answers=0 ready=ready
   find_instance
   refuse_unproven
   if ((FOUND != 0)); then
@@ -362,10 +378,7 @@ cmd_status() {
   SINCE=${SINCE:-$(as_time "$STARTED")}
   printf 'running: pid %s since %s, %s, instance %s, %s\n' "$PID" "$SINCE" "$URL" "$INSTANCE" "$ready"
   printf 'proof: it %s\n' "$PROOF"
-  [[ ! -e $ENV_FILE ]] || changed=$(as_time "$(stat -L -c %Y -- "$ENV_FILE")")
-  if [[ $changed > $SINCE ]]; then
-    printf 'settings: %s was changed after the start; reload or restart to load it\n' "$ENV_FILE"
-  fi
+  compare_settings
 }
 
 main() {

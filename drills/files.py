@@ -1,8 +1,9 @@
 """Drills of log and file system."""
 
 import os
+import resource
 
-from drills.scenario import Scenario, Trap, by_hand, check, cure, http, log, never, same_instance, stays
+from drills.scenario import Scenario, Trap, by_hand, check, cure, http, log, metric, never, same_instance, stays
 
 LOG_QUIET = (stays("/livez", 200), stays("/metrics", 200), stays("/readyz", 200), same_instance(), never("Traceback"))
 LOG_HINTS = (
@@ -37,6 +38,29 @@ def log_in_a_folder(box):
     os.mkdir(box.path("app/log"))
     box.set("METRICS_LOG_FILE", "log/metrics.log")
     box.log_file = box.path("app/log/metrics.log")
+
+
+OLD_LINES = "".join("2026-01-01T00:%02d:%02d.000Z INFO request method=GET route=/metrics status=200 bytes=10303 client=192.0.2.7\n"
+                    % (number // 60 % 60, number % 60) for number in range(8000))
+
+
+def long_log(box):
+    box.write(box.log_file, OLD_LINES)
+    box.set("METRICS_ACCESS_LOG", "on")     # a service with nothing to tell would not meet the limit
+
+
+def no_room_for_lines(box):
+    size = os.path.getsize(box.log_file)
+    before = box.limit(box.pid(), resource.RLIMIT_FSIZE, size)
+    return "the service may write files of %d bytes, %d before, and its log has %d" % (size, before[0], size)
+
+
+def lines_lost(box):
+    """Why the log is not what it should be, None where no line of before is lost and it goes to its file."""
+    kept = any(OLD_LINES[:1000] in box.read("app/" + name) for name in os.listdir(box.app) if name.startswith("metrics.log"))
+    if not kept:
+        return "the lines of before are gone"
+    return None if box.setting("METRICS_LOG_FILE") == "metrics.log" else "METRICS_LOG_FILE is gone from metrics.env"
 
 
 SCENARIOS = (
@@ -122,5 +146,33 @@ SCENARIOS = (
         lesson="What is removed to make room is what somebody else needs; the service waits for it and returns by itself.",
         alerts=("MetricsLogFallback",),
         solved=lambda box: None if box.settings().get("METRICS_LOG_FILE") else "METRICS_LOG_FILE is gone from metrics.env",
+    ),
+    Scenario(
+        id="D11", name="log-disk-full", title="There is no room for the log", layer="log", level=1, set="ci", needs="", founding="",
+        prepare=long_log, page="The log has not grown since this morning, says the colleague who follows it.",
+        goal="Lines go to the log file again, without an interruption.",
+        inject=no_room_for_lines,
+        expected=(
+            check("log disk_full", 0),
+            log("WARNING log_fallback reason=disk_full target=stdout"),
+            http("/readyz", 200, '"reason": "disk_full"'),
+            metric("logistics_log_fallback", 1),
+        ),
+        quiet=LOG_QUIET,
+        deadline=8,
+        mitigation=(
+            by_hand("make room, as the runbook's disk_full says: rotate the log with mv", lambda box: box.shell("mv metrics.log metrics.log.2")),
+        ),
+        traps=(
+            Trap("empty the log", ": > metrics.log", "there is room, and nobody can read any more what happened before", settle=8),
+            Trap("log to stdout for good", "sed -i /METRICS_LOG_FILE/d metrics.env; ./restart_service.sh reload",
+                 "the check of cron, and whoever looks for the log, still look for the file"),
+        ),
+        hints=LOG_HINTS + ("Make room on that disk, or mv metrics.log away: the service makes a new one within 5 s. No restart.",),
+        prevention="rotate by size and keep the log on another volume than the database: deploy/logrotate",
+        proofs=("H", "L", "Q"), cause="log-disk-full", anchor="disk_full",
+        lesson="A full disk takes the log first; a service that writes its log or dies of it takes the figures along.",
+        alerts=("MetricsLogFallback",),
+        solved=lines_lost,
     ),
 )

@@ -49,6 +49,12 @@ def host():
             "sqlite": sqlite3.sqlite_version, "uid": os.geteuid(), "processors": os.cpu_count()}
 
 
+def read(path):
+    """The objects of a journal, the header first."""
+    with open(path) as file:
+        return [json.loads(line) for line in file]
+
+
 class Journal:
     """Appends to a journal; each line is on its way to the disk before the method returns. Several processes may append in turn."""
 
@@ -74,12 +80,6 @@ class Journal:
 
     def entries(self):
         return read(self.path)
-
-
-def read(path):
-    """The objects of a journal, the header first."""
-    with open(path) as file:
-        return [json.loads(line) for line in file]
 
 
 def first(entries, kind, fits=lambda data: True):
@@ -128,6 +128,11 @@ def data_safety(entries):
     }
 
 
+def collateral(entries):
+    """What a trainee did beside the cure, in words."""
+    return [data["collateral"] for data in of_kind(entries, "command") if data.get("collateral")]
+
+
 def score(entries, scenario, clock, safety):
     """The parts of a trainee's score, of 100; none for an automatic run."""
     hints, notes = len(of_kind(entries, "hint")), of_kind(entries, "note")
@@ -147,11 +152,6 @@ def score(entries, scenario, clock, safety):
         "guesses": -5 * len(wild),
     }
     return dict(parts, total=max(0, sum(parts.values())))
-
-
-def collateral(entries):
-    """What a trainee did beside the cure, in words."""
-    return [data["collateral"] for data in of_kind(entries, "command") if data.get("collateral")]
 
 
 def verdict(entries, scenario, signals, safety, traps):

@@ -1,3 +1,172 @@
 """Drills of the process."""
 
-SCENARIOS = ()
+import os
+import resource
+import signal
+import time
+
+import supervision
+from drills.scenario import Scenario, Signal, Trap, by_hand, check, cure, found, http, log, never, same_instance, stays, tells
+
+RAISE = """python3 -c 'import resource as r, sys; pid = int(sys.argv[1])
+r.prlimit(pid, r.RLIMIT_NOFILE, (1024, r.prlimit(pid, r.RLIMIT_NOFILE)[1]))' "$PID"
+"""
+
+
+def kill(box):
+    pid = box.pid()
+    box.signal(pid, signal.SIGKILL)
+    service = next(child for child in box.children if child.pid == pid)
+    box.require(service.wait(5) == -signal.SIGKILL, "the service was ended by SIGKILL")
+    box.require(box.read(box.pid_file).strip() == str(pid), "its PID file is still there")
+    return "pid %d was ended by SIGKILL, exit %d, and left its PID file behind" % (pid, service.returncode)
+
+
+def give_its_number_away(box):
+    kill(box)
+    box.write(box.pid_file, "%d\n" % box.bystanders[0].pid)
+    return "the PID file of a service that was killed names bystander 1, pid %s" % box.read(box.pid_file).strip()
+
+
+def stop(box):
+    pid = box.pid()
+    box.signal(pid, signal.SIGSTOP)
+    box.wait(lambda: supervision.process_stat(pid).state == "T", "pid %d is stopped" % pid)
+    return "pid %d is in state %s" % (pid, supervision.process_stat(pid).state)
+
+
+def spare_descriptor(pid):
+    """The lowest number that the process would give to the next file."""
+    used = {int(name) for name in os.listdir("/proc/%d/fd" % pid)}
+    return next(number for number in range(len(used) + 1) if number not in used)
+
+
+def take_descriptors(box):
+    pid = box.pid()
+    before = box.limit(pid, resource.RLIMIT_NOFILE, 3)
+    box.wait(lambda: box.probe("/livez", 0.3).status in ("timeout", "reset"), "nobody is accepted any more", 5)
+    return "pid %d may open 3 files, %d before, and has %d open" % (pid, before[0], len(os.listdir("/proc/%d/fd" % pid)))
+
+
+SCENARIOS = (
+    Scenario(
+        id="D35", name="killed", title="The service was killed", layer="process", level=1, set="ci", needs="", founding="",
+        page="The dashboard is gone since a minute ago. Nobody deployed anything.",
+        goal="The service answers again, and every row that was stored is there.",
+        inject=kill,
+        expected=(
+            check("reachable refused"),
+            http("/livez", "refused"),
+            tells("./restart_service.sh status", 1, "which does not hold its lock and is left alone"),
+        ),
+        quiet=(never("Traceback"), never("service_stopping")),
+        deadline=5,
+        mitigation=(
+            cure("refused", "./restart_service.sh"),
+        ),
+        traps=(
+            Trap("remove the PID file by hand first", "rm metrics_service.pid",
+                 "a file that nobody locks keeps no start from anything; the service is as down as before"),
+            Trap("reload it", "./restart_service.sh reload", "nothing runs that could: a reload never starts"),
+        ),
+        hints=(
+            "./restart_service.sh status, and the last lines of metrics.log",
+            "The PID file is there and nobody holds its lock; the log has no service_stopping: it was killed, by a person or the kernel.",
+            "./restart_service.sh; then look for who did it: dmesg, the history of the host",
+        ),
+        prevention="a supervisor that starts it anew (deploy/systemd), and cron's check within five minutes",
+        proofs=("L", "F", "Q", "V"), cause="killed", anchor="refused",
+        lesson="Nothing needs cleaning after a kill: the lock decides, and the kernel drops it with the process.",
+        alerts=("MetricsServiceDown", "MetricsServiceFlapping", "MetricsRestarting"),
+    ),
+    Scenario(
+        id="D36", name="pid-reused", title="The PID file names another process", layer="process", level=2, set="ci", needs="", founding="",
+        page="The service does not answer. Its PID file is there, and the process with that number is alive and well.",
+        goal="The service answers again, and nothing else on this host noticed.",
+        inject=give_its_number_away,
+        expected=(
+            check("reachable refused"),
+            tells("./restart_service.sh status", 1, r"names pid \d+ \(/bin/sleep 86400.*, which does not hold its lock and is left alone"),
+        ),
+        quiet=(never("Traceback"), never("service_stopping")),
+        deadline=5,
+        mitigation=(
+            cure("refused", "./restart_service.sh"),
+        ),
+        traps=(
+            Trap("end what the PID file names", 'kill "$(cat metrics_service.pid)"; ./restart_service.sh',
+                 "the number was given away: it was somebody else's process that ended"),
+            Trap("wait for it, since it is alive", "head -n 3 /proc/$(cat metrics_service.pid)/status", "another one is alive"),
+        ),
+        hints=(
+            "./restart_service.sh status: whom does the PID file name, and does that one hold the lock?",
+            "The service died and its number was given to somebody else. A number proves nothing, the file's lock does.",
+            "./restart_service.sh: it signals nobody that it has not proven to be the service",
+        ),
+        prevention="as it is: the script proves a process by the lock, its command line and its port before it signals",
+        proofs=("L", "F", "Q"), cause="pid-reused", anchor="refused",
+        lesson="kill $(cat PIDFILE) ends whoever has that number by now.",
+        alerts=("MetricsServiceDown",),
+    ),
+    Scenario(
+        id="D37", name="stopped", title="The process is stopped, and its port still accepts", layer="process", level=1, set="ci", needs="",
+        founding="", watch=("--timeout", "0.6"),
+        page="The dashboard turns and turns. The port is open, says the network team.",
+        goal="The service answers again.",
+        inject=stop,
+        expected=(
+            check("reachable silent: .*it accepts the connection and does not answer"),
+            http("/livez", "timeout"),
+            tells("head -n 4 /proc/$PID/status", 0, r"State:\s+T \(stopped\)"),
+        ),
+        quiet=(never("Traceback"), never("service_stopping")),
+        deadline=6,
+        mitigation=(
+            cure("silent", 'kill -CONT "$PID"'),
+        ),
+        traps=(
+            Trap("see whether the port is open", "timeout 2 bash -c ': < /dev/tcp/127.0.0.1/'${URL##*:} && echo open",
+                 "the kernel accepts for a process that does nothing; open is not answering"),
+            Trap("end it politely and wait", 'kill "$PID"; sleep 0.5', "a stopped process acts on no SIGTERM until it is continued"),
+        ),
+        hints=(
+            "head -n 4 /proc/$PID/status, with the first lines of the runbook pasted before",
+            "State T: somebody sent SIGSTOP. The kernel goes on accepting connections for it.",
+            "kill -CONT $PID; or ./restart_service.sh, which continues what it ends",
+        ),
+        prevention="a deadline in every client and a watchdog in the supervisor: WatchdogSec= of deploy/systemd ends what does not answer",
+        proofs=("H", "L", "Q"), cause="stopped", anchor="silent",
+        lesson="'It accepts and does not answer' is a verdict of its own: a check of the port alone is content with it.",
+        alerts=("MetricsServiceDown",),
+    ),
+    Scenario(
+        id="D40", name="fds-gone", title="The process may open no more files", layer="process", level=2, set="ci", needs="", founding="",
+        watch=("--timeout", "0.6"),
+        page="Nobody can connect to the service any more; whoever is connected is served, says the proxy.",
+        goal="Everybody is accepted again, without a restart.",
+        inject=take_descriptors,
+        expected=(
+            log("ERROR accept_failed reason=descriptors"),
+            check("reachable silent"),
+            tells("cat /proc/$PID/limits", 0, r"Max open files +3 "),
+        ),
+        quiet=(never("Traceback"), never("service_stopping"), never("database_unavailable")),
+        deadline=8,
+        mitigation=(
+            cure("descriptors", RAISE),
+        ),
+        traps=(
+            Trap("give the check more time", "python3 health_check.py --url $URL --timeout 3", "nobody is accepted, however long they wait"),
+            Trap("reload it", "./restart_service.sh reload --timeout 3", "a process that may open nothing cannot load anything either"),
+        ),
+        hints=(
+            "tail the log for ERROR, then: ls /proc/$PID/fd | wc -l; grep 'open files' /proc/$PID/limits",
+            "accept_failed reason=descriptors: more files are open than the limit allows, so that no connection can be accepted.",
+            "Raise the soft limit of the living process by the command in the runbook's entry descriptors. No restart.",
+        ),
+        prevention="LimitNOFILE= in the unit; connections are capped 64 below the limit, and the one that waited longest gives way",
+        proofs=("H", "L", "Q"), cause="descriptors", anchor="descriptors",
+        lesson="Out of descriptors looks like a hang from outside and like a missing database from inside; the log line tells.",
+        alerts=("MetricsDescriptorsNearLimit", "MetricsServiceDown"),
+    ),
+)

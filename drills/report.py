@@ -45,7 +45,7 @@ def timeline(entries):
     return "\n".join(lines + ["| %s |" % " | ".join(row) for row in rows(entries)]) + "\n"
 
 
-def seconds(value):
+def lasted(value):
     return "-" if value is None else "%.1f s" % value
 
 
@@ -70,7 +70,7 @@ def debrief(scenario, result, folder):
     lines += ["%4d  %s" % (points, name) for name, points in score.items() if points and name != "total"]
     lines += ["%4d  of 100" % score["total"], ""]
     lines += ["Detected by the product after %s, acknowledged %s, right cause %s, mended %s, recovered %s." % tuple(
-        seconds(clock[name]) for name in ("ttd", "ack", "answer", "ttm", "ttr"))]
+        lasted(clock[name]) for name in ("ttd", "ack", "answer", "ttm", "ttr"))]
     lines += ["Beside the cure: %s" % act for act in result["collateral"]]
     lines += [""] + list(walk_through(scenario)) + ["", "Evidence: %s" % folder]
     return "\n".join(lines)
@@ -83,20 +83,20 @@ def table(header, lines):
 def summary(header, result):
     data, clock = result["data"], result["times"]
     return ("%s. It was mended %s after its first effect and recovered after %s. Of %s acknowledged rows %d are missing."
-            % (header["scenario"]["title"], seconds(clock["ttm"]), seconds(clock["ttr"]), data["acknowledged"], data["missing"]))
+            % (header["scenario"]["title"], lasted(clock["ttm"]), lasted(clock["ttr"]), data["acknowledged"], data["missing"]))
 
 
 def impact_of(entries, result):
     probes = next((data for data in of_kind(entries, "probe") if "probes" in data), {})
     return ("%s of %s probes of /livez and /metrics failed, the first %s after the injection; false alarms: %d."
-            % (probes.get("failed", "-"), probes.get("probes", "-"), seconds(probes.get("impact")), len(result["signals"]["quiet_broken"])))
+            % (probes.get("failed", "-"), probes.get("probes", "-"), lasted(probes.get("impact")), len(result["signals"]["quiet_broken"])))
 
 
 def detection_of(entries, result):
     seen = [(data["signal"], data["evidence"].replace("|", "/")) for data in of_kind(entries, "signal")]
     missed = result["signals"]["missed"]
     return "%s\n\nFirst signal %s after the first effect. Not seen: %s. How could this time have been halved? %s" % (
-        table(("signal", "evidence"), seen), seconds(result["times"]["ttd"]), "; ".join(missed) or "none", PEOPLE)
+        table(("signal", "evidence"), seen), lasted(result["times"]["ttd"]), "; ".join(missed) or "none", PEOPLE)
 
 
 def diagnosis_of(entries):

@@ -59,6 +59,7 @@ MARKER = "marker.json"
 KEPT = "kept"                           # a file in a folder that is to stay though its drill is over
 VARIABLE = "DRILL_SANDBOX"              # in the environment of every process of a sandbox
 ROWS = 1500                             # of the seeded database
+FIRST_ROWS = 5                          # of the writer, stored before the drill begins
 NOBODY = 65534
 SYSTEM_PYTHON = "/usr/bin/python3"      # which an unprivileged user can run
 PATIENCE = 20                           # seconds for what should come at once
@@ -174,18 +175,42 @@ def product_files():
     return sorted(names)
 
 
+def prove(database, ledger, condition="1"):
+    """What proofs.py finds, as a dict."""
+    command = [sys.executable, os.path.join(ROOT, "drills", "proofs.py"), database, ledger, condition]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={"PATH": os.environ.get("PATH", "")})
+    if done.returncode:
+        raise Inconclusive("proofs.py: " + done.stderr.decode()[-300:])
+    return json.loads(done.stdout.decode())
+
+
+def acknowledge_rows(database, ledger):
+    """Lets the writer store its first rows."""
+    process = subprocess.Popen([sys.executable, writer.__file__, database, ledger, "0.001"])
+    try:
+        wait_for(lambda: len(writer.read_ledger(ledger)) >= FIRST_ROWS or process.poll() is not None, PATIENCE)
+    finally:
+        process.terminate()
+        process.wait()
+
+
 def make_template(folder):
-    """Puts the product, compiled, and a seeded database into a new folder in that one; sandboxes are copies of it."""
-    template = os.path.join(folder, "product")
-    os.mkdir(template)
+    """Makes in that folder what sandboxes are copies of: the product, compiled, with a seeded database in which the writer has
+    stored its first rows, the ledger of these, and what proofs.py finds. Returns the folder."""
+    product = os.path.join(folder, "app")
+    os.mkdir(product)
     for name in product_files():
-        shutil.copy2(os.path.join(ROOT, name), template)
+        shutil.copy2(os.path.join(ROOT, name), product)
     for name in FOLDERS:
-        shutil.copytree(os.path.join(ROOT, name), os.path.join(template, name),
+        shutil.copytree(os.path.join(ROOT, name), os.path.join(product, name),
                         ignore=shutil.ignore_patterns("evidence", "__pycache__", "*.svg"))
     for arguments in (["-m", "compileall", "-q", "."], ["seed.py", "shipments.db", "--rows", str(ROWS)]):
-        subprocess.run([sys.executable] + arguments, cwd=template, check=True, stdout=subprocess.DEVNULL)
-    return template
+        subprocess.run([sys.executable] + arguments, cwd=product, check=True, stdout=subprocess.DEVNULL)
+    database, ledger = os.path.join(product, "shipments.db"), os.path.join(folder, "ledger")
+    acknowledge_rows(database, ledger)
+    with open(os.path.join(folder, "before.json"), "w") as file:
+        json.dump(prove(database, ledger), file)
+    return folder
 
 
 def environment(pid):
@@ -311,12 +336,12 @@ class Sandbox:
         self.children, self.commands, self.kept = [], [], False
         self.writing = self.watch = self.steady_instance = self.injected = None
         self.balance, self.mark, self.log_marks, self.tell = 0, 0, {}, None
-        self.port = free_port()
-        self.login = None       # user:password of the probes
+        self.first_port = free_port()
         self.furnish(template)
 
     def furnish(self, template):
-        shutil.copytree(template, self.app)
+        shutil.copytree(os.path.join(template, "app"), self.app)
+        shutil.copy(os.path.join(template, "ledger"), self.ledger)
         os.mkdir(self.path("bin"))
         shutil.copy(writer.__file__, self.path("bin/writer.py"))
         self.python3 = os.path.join(self.folder, "bin", "python3")
@@ -382,6 +407,23 @@ class Sandbox:
     def unset(self, name):
         lines = self.read(self.env_file).splitlines(True)
         self.write(self.env_file, "".join(line for line in lines if not line.startswith(name + "=")))
+
+    def setting(self, name):
+        """The value of a setting as metrics.env has it now, None without one, or where the file cannot be read."""
+        with contextlib.suppress(supervision.EnvFileError):
+            return self.settings().get(name)
+
+    @property
+    def port(self):
+        """Where the service is to listen: a repair may move it."""
+        given = self.setting("METRICS_PORT") or ""
+        return int(given) if given.isdigit() and 0 < int(given) < 65536 else self.first_port
+
+    @property
+    def login(self):
+        """user:password of the probes, which are those of the check; None without."""
+        given = self.setting("METRICS_CHECK_CREDENTIALS")
+        return self.read(os.path.join(self.app, given)).strip() if given else None
 
     # commands
 
@@ -473,7 +515,7 @@ class Sandbox:
 
     @property
     def tls(self):
-        return bool(self.settings().get("METRICS_TLS_CERT"))
+        return bool(self.setting("METRICS_TLS_CERT"))
 
     @property
     def url(self):
@@ -568,10 +610,7 @@ class Sandbox:
 
     def prove(self, condition="1"):
         """What proofs.py finds, as a dict."""
-        command = [sys.executable, os.path.join(ROOT, "drills", "proofs.py"), self.database, self.ledger, condition]
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={"PATH": os.environ.get("PATH", "")})
-        self.require(done.returncode == 0, "proofs.py ran: " + done.stderr.decode()[-300:])
-        return json.loads(done.stdout.decode())
+        return prove(self.database, self.ledger, condition)
 
     # processes
 

@@ -19,10 +19,11 @@ import sys
 import time
 
 from drills import catalogue, chain, journal, report
-from drills.sandbox import (KEPT, MARKER, ROOT, VARIABLE, Foreign, Owned, candidates, end, make_template, owned, private_folder,
+from drills.sandbox import (KEPT, MARKER, ROOT, SYSTEM_PYTHON, Foreign, Owned, candidates, end, make_template, owned, private_folder,
                             read_marker, sweep, wait_for)
 from drills.scenario import Inconclusive
 
+MEANT = "DRILL"                         # in the environment of a trainee's shell: the folder of the drill
 CONTROL = "control"                     # the keeper's socket, in the sandbox's folder
 COMMANDS = "commands.log"               # what was typed in the shell: seconds, exit code, command
 RECORD = "terminal.raw"                 # what the shell's terminal showed
@@ -90,18 +91,24 @@ def running():
 
 def current(environ=os.environ):
     """The folder of the drill that is meant: that of the environment, that around the working directory, or the only one."""
-    named = environ.get(VARIABLE)
+    named = environ.get(MEANT)
     here = os.getcwd()
     while not named and here != os.path.dirname(here):
         named = here if os.path.exists(os.path.join(here, MARKER)) else None
         here = os.path.dirname(here)
     folders = [named] if named else running()
     if len(folders) != 1:
-        raise Closed("%d drills are running here; start one, or set %s to the folder of the one meant" % (len(folders), VARIABLE))
+        raise Closed("%d drills are running here; start one, or set %s to the folder of the one meant" % (len(folders), MEANT))
     return folders[0]
 
 
 # The keeper
+
+def code_of(box):
+    """name -> SHA-256 of the product's own files in a sandbox, which no trainee has to change."""
+    names = [name for name in sorted(os.listdir(box.app)) if name.endswith((".py", ".sh", ".sql"))]
+    return {name: journal.file_sha256(os.path.join(box.app, name)) for name in names}
+
 
 class Keeper(chain.Run):
     """Owns a trainee's sandbox from its making to its end."""
@@ -130,20 +137,24 @@ class Keeper(chain.Run):
         self.journal.write("injector", "inject", {"scenario": self.scenario.id, "function": self.scenario.inject.__name__})
         proof = chain.inject(box, self.scenario)
         self.journal.write("injector", "probe", {"took_hold": proof})
+        self.missing = chain.await_signals(box, self.scenario, self.saw)
         text = self.page(box)
         complaints, _ = chain.judge(box, self.scenario, self.before)
         box.require(complaints or self.scenario.cause == "none", "the checker says NO")
         self.journal.write("watcher", "probe", {"checker": complaints[:1] or "content"}, self.keep_evidence(box, "during"))
         return text
 
+    def saw(self, signal, evidence):
+        self.journal.write("watcher", "signal", {"signal": signal.text, "evidence": evidence[:500]})
+
     def tick(self, box):
         """What is to be seen by now: signals, commands typed, a steady state."""
         self.collect(box)
-        for signal_ in list(self.missing):
-            evidence = signal_.look(box)
+        for signal in list(self.missing):
+            evidence = signal.look(box)
             if evidence:
-                self.missing.remove(signal_)
-                self.journal.write("watcher", "signal", {"signal": signal_.text, "evidence": evidence[:500]})
+                self.missing.remove(signal)
+                self.saw(signal, evidence)
         if self.good < chain.READINGS and time.monotonic() - self.read_at > READING_EVERY / (1 + 4 * (self.good > 0)):
             self.read_at = time.monotonic()
             self.good = 0 if chain.reading(box) or self.scenario.solved and self.scenario.solved(box) else self.good + 1
@@ -267,19 +278,19 @@ class Keeper(chain.Run):
         try:
             with chain.build(self.scenario, self.template, self.run_id) as box:
                 text = self.prepare(box)
-                watchdog = subprocess.Popen([sys.executable, os.path.join(ROOT, "drill.py"), "guard", box.folder,
-                                             "%g" % (self.limit + GRACE)], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+                self.watchdog = subprocess.Popen([sys.executable, os.path.join(ROOT, "drill.py"), "guard", box.folder,
+                                                  "%g" % (self.limit + GRACE)], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
+                                                 stderr=subprocess.DEVNULL)
                 with contextlib.closing(socket.socket(socket.AF_UNIX)) as listener:
                     descriptor, path = address(box.folder)
                     listener.bind(path)
+                    os.chmod(path, 0o666)       # within a folder of mode 0700
                     os.close(descriptor)
                     listener.listen(8)
                     tell(0, box.folder, text)
                     self.serve(box, listener)
                 if self.keep:
                     box.keep()
-            watchdog.stdin.close()
-            watchdog.wait()
         except Inconclusive as error:
             tell(1, None, "the drill could not be set up: %s" % error)
 
@@ -288,19 +299,12 @@ VERBS = {"ack": Keeper.ack, "hint": Keeper.hint, "note": Keeper.note, "answer": 
          "end": Keeper.end, "give-up": Keeper.give_up}
 
 
-def code_of(box):
-    """name -> SHA-256 of the product's own files in a sandbox, which no trainee has to change."""
-    names = [name for name in sorted(os.listdir(box.app)) if name.endswith((".py", ".sh", ".sql"))]
-    return {name: journal.file_sha256(os.path.join(box.app, name)) for name in names}
-
-
 def guard(folder, seconds):
     """The watchdog: reverts the sandbox once the keeper, at the other end of stdin, is gone, or the time is over."""
     marker = read_marker(folder)
-    select.select([sys.stdin], [], [], seconds)
     keeper = Owned(marker["pid"], marker["started"])
-    wait_for(lambda: not os.path.exists(folder) or owned(keeper.pid) != keeper, 1)      # it may be about to end by itself
-    end(keeper)
+    if not select.select([sys.stdin], [], [], seconds)[0]:
+        end(keeper)
     wait_for(lambda: owned(keeper.pid) != keeper, GRACE)
     with contextlib.suppress(Foreign):      # the keeper has removed it
         sweep(folder, spare=os.path.exists(os.path.join(folder, KEPT)))
@@ -315,7 +319,8 @@ def keep(name, evidence, seconds, keep_folder):
 
     def tell(code, sandbox, text):
         print(json.dumps({"code": code, "folder": sandbox, "text": text}), flush=True)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        for number in (1, 2):       # whoever waits for the end of what `start` prints shall not wait for us
+            os.dup2(os.open(os.devnull, os.O_WRONLY), number)
 
     with private_folder("template") as template:
         Keeper(scenario, make_template(template), folder, run_id, alias, seconds, keep_folder).whole(tell)
@@ -335,10 +340,9 @@ def launch(name, evidence, seconds, keep_folder):
     return answer["code"], answer["folder"], answer["text"]
 
 
-RC = """
+RC = r"""
 cd {app}
-set -o history
-export HISTTIMEFORMAT=
+unset HISTFILE HISTTIMEFORMAT
 drill() {{ {python} {program} "$@"; }}
 PS1='[drill \w]\$ '
 __told=$(history 1)
@@ -352,16 +356,22 @@ PROMPT_COMMAND=__tell
 """
 
 
+BECOME = "import os, sys; os.setgroups([]); os.setgid({0}); os.setuid({0}); os.execvp(sys.argv[2], sys.argv[2:])".format("int(sys.argv[1])")
+
+
 def shell(folder):
     """bash in the sandbox, as the user of `start`; each command is recorded, and at a terminal all that it shows."""
-    app, environ = os.path.join(folder, "app"), dict(
+    app, owner = os.path.join(folder, "app"), os.stat(folder).st_uid
+    environ = dict(
         PATH=os.path.join(folder, "bin") + ":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", LANG="C.UTF-8",
-        HOME=os.path.join(folder, "home"), TERM=os.environ.get("TERM", "dumb"), **{VARIABLE: folder})
+        HOME=os.path.join(folder, "home"), TERM=os.environ.get("TERM", "dumb"), **{MEANT: folder})
     rc = os.path.join(folder, "rc")
     with open(rc, "w") as file:
         file.write(RC.format(app=shlex.quote(app), log=shlex.quote(os.path.join(folder, COMMANDS)),
-                             python=shlex.quote(sys.executable), program=shlex.quote(os.path.join(ROOT, "drill.py"))))
+                             python=shlex.quote(sys.executable if owner == os.geteuid() else SYSTEM_PYTHON), program=shlex.quote(os.path.join(ROOT, "drill.py"))))
     command = ["env", "-i"] + ["%s=%s" % item for item in environ.items()] + ["bash", "--noprofile", "--rcfile", rc, "-i"]
+    if owner != os.geteuid():       # a drill for an unprivileged user, set up by root
+        command = [sys.executable, "-c", BECOME, str(owner)] + command
     if not sys.stdin.isatty():
         return subprocess.call(command, cwd=app)
     with open(os.path.join(folder, RECORD), "ab", buffering=0) as record:

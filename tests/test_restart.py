@@ -641,6 +641,21 @@ def test_status_tells_settings_that_were_changed_but_not_loaded(stand_in):
     assert "was changed" not in stand_in.run("status").out
 
 
+def test_status_tells_settings_that_are_not_loaded_by_what_they_say_and_not_by_their_time(house):
+    env_file = house.folder / "metrics.env"
+    house.start()
+    os.utime(str(env_file), (time.time() + 9, time.time() + 9))
+    assert "settings:" not in house.run("status").out
+    house.configure(STALE_SECONDS="30")
+    os.utime(str(env_file), (0, 0))     # as of an older copy that was put back
+    assert "metrics.env, changed at 1970-01-01T00:00:00Z, has others than it runs with; reload or restart to load them\n" in (
+        house.run("status").out)
+    assert house.run("reload").code == 0
+    assert "settings:" not in house.run("status").out
+    house.configure(STALE_SECONDS="9999")
+    assert "metrics.env would be refused; --check says why\n" in house.run("status").out
+
+
 def test_the_calling_shell_and_folder_do_not_reach_the_service(house):
     env = {"PYTHON": sys.executable, "PATH": os.environ["PATH"], "METRICS_DB_PATH": "/none", "PYTHONPATH": "/none", "SECRET": "x"}
     assert house.run("start", "--env-file", "metrics service/metrics.env", env=env, cwd=str(house.folder.parent)).code == 0
