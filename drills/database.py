@@ -16,6 +16,13 @@ with open(sys.argv[1], "r+b") as file:
     file.write(bytes.fromhex(sys.argv[3]))
 """
 PIECE = "import sys; file = open(sys.argv[1], 'rb'); file.seek(int(sys.argv[2])); print(file.read(int(sys.argv[3])).hex())"
+COPY_PART = """
+import sys
+source, target, start, end = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+with open(source, "rb") as file, open(target, "ab") as copy:
+    file.seek(start)
+    copy.write(file.read(end - start))
+"""
 LEAF = """
 import sqlite3, sys
 page, = sqlite3.connect(sys.argv[1]).execute("SELECT rootpage FROM sqlite_master WHERE name = 'shipments'").fetchone()
@@ -198,12 +205,11 @@ def bring_an_old_page_back(box):
 
 
 def tear_a_copy(box):
-    """A copy by cp of which a writer's transaction came in the middle, then a backup by migrate.py."""
-    half = os.path.getsize(box.database) // PAGE // 2 * PAGE
-    first = apart(box, PIECE, box.database, 0, half)
+    """A copy as cp makes it when a writer's transaction comes in its middle, then a backup by migrate.py."""
+    size, copy = os.path.getsize(box.database), box.path("app/nightly_copy.db")
+    apart(box, COPY_PART, box.database, copy, 0, size // 2)
     box.sql("UPDATE shipments SET status = 'delivered', delivered_at = '2026-11-01T12:00:00Z' WHERE status <> 'delivered'")
-    shutil.copy(box.database, box.path("app/nightly_copy.db"))
-    apart(box, OVERWRITE, box.path("app/nightly_copy.db"), 0, first)
+    apart(box, COPY_PART, box.database, copy, size // 2, os.path.getsize(box.database))
     keep_a_backup(box)
 
 
@@ -562,7 +568,7 @@ SCENARIOS = (
         traps=(
             Trap("restart the service, to be safe", "./restart_service.sh", "the file of before had no name any more: the service was the "
                  "last to have it open"),
-            Trap("trust the newer time stamp", "ls -la --time-sort shipments.db", "a backup that is copied today is newer than what it "
+            Trap("trust the newer time stamp", "ls -lat shipments.db*", "a backup that is copied today is newer than what it "
                  "replaces; only the rows tell"),
         ),
         hints=(
@@ -602,7 +608,7 @@ SCENARIOS = (
             "Put METRICS_DB_PATH=shipments.db into metrics.env, then ./restart_service.sh",
         ),
         prevention="the check with --max-age; copies in a folder of their own, that no setting names",
-        proofs=("H", "L", "Q"), cause="wrong-database", anchor="frozen",
+        proofs=("F", "L", "Q"), cause="wrong-database", anchor="frozen",
         lesson="200, and every figure well-formed, of another database. Only the age of the newest change tells.",
         alerts=("MetricsShipmentsFrozen",), solved=path_fault,
     ),
