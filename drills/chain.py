@@ -173,10 +173,14 @@ def settle(box, scenario, template):
         with open(os.path.join(template, "before.json")) as file:
             before = json.load(file)
     box.require(not before["errors"] and before["acknowledged"] and not before["missing"], "the database was sound before")
-    if writes(scenario):
-        box.start_writer()
     box.steady_instance = box.instance()
     return before
+
+
+def keep_writing(box, scenario):
+    """From the seal on the writer goes on, through the fault, where the proofs allow it."""
+    if writes(scenario):
+        box.start_writer()
 
 
 def inject(box, scenario):
@@ -213,6 +217,7 @@ def try_trap(scenario, trap, template, run_id):
     """What the checker says after a plausible wrong move, in a box of its own: a complaint, None when it was content."""
     with build(scenario, template, run_id) as box:
         before = settle(box, scenario, template)
+        keep_writing(box, scenario)
         inject(box, scenario)
         wait_for(lambda: reading(box), scenario.deadline)
         follow(trap, box)
@@ -258,6 +263,7 @@ class Run:
         token = {"folder": box.folder, "port": box.port, "children": [child.owned._asdict() for child in box.children if child.owned]}
         box.write("token.json", json.dumps(token))
         self.journal.write("harness", "revert_token", token)
+        keep_writing(box, self.scenario)
 
     def break_it(self, box):
         self.journal.write("injector", "inject", {"scenario": self.scenario.id, "function": self.scenario.inject.__name__})
