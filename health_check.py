@@ -520,10 +520,22 @@ def disagreement(figures, clock):
     return None
 
 
+def disturbances(site):
+    """(reason, sentence) of what happened to the rows within the window of the log, which figures of now do not show."""
+    since, database = stamp(site.clock - site.settings.log_window), site.figures["database"] if site.figures else {}
+    if (database.get("replaced_at") or "") >= since:
+        former = "; the one before is still open: copy {former_file} before any restart" if database.get("former_file") else ""
+        yield "database_replaced", ("another file bears the database's name since {replaced_at}" + former).format(**database)
+    if (database.get("leapt_at") or "") >= since:
+        reason = "shipments_dropped" if database["leapt_to"] < database["leapt_from"] else "shipments_jumped"
+        yield reason, "{leapt_from} shipments became {leapt_to} at {leapt_at}".format(**database)
+
+
 def check_database(site):
     require(site.instance)
     status, entries = read_health(site)
     troubled = [entry for _, entry in entries if entry.get("status") != "pass"]
+    troubled.sort(key=lambda entry: entry["status"] != "fail")      # the nearest cause first
     if status is FAILING:
         return Finding(FAILING, *tell(troubled))
     counts = [entry.get("observedValue") for name, entry in entries if name == "database:shipments"]
@@ -532,7 +544,12 @@ def check_database(site):
     wrong = site.figures and disagreement(site.figures, site.clock)
     if wrong:
         return Finding(FAILING, "inconsistent", wrong)
-    return Finding(WARNING, *tell(troubled)) if troubled else Finding(OK, None, "{} shipments counted".format(counts[0]))
+    if troubled:
+        return Finding(WARNING, *tell(troubled))
+    told = list(disturbances(site))
+    if told:
+        return Finding(WARNING, told[0][0], "; ".join(words for _, words in told))
+    return Finding(OK, None, "{} shipments counted".format(counts[0]))
 
 
 def check_latency(site):

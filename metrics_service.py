@@ -55,7 +55,7 @@ import webserver
 from eventlog import NAME, Log, caused_by, errno_reason, event, install
 from exposition import instant, rounded, unix_time
 from schema_check import Finding
-from store import REASONS, Snapshot, Store, Trouble, in_force
+from store import REASONS, WAL, Snapshot, Store, Trouble, in_force
 
 del sys.modules["ssl"]
 
@@ -456,6 +456,8 @@ class Service:
                     "time": instant(snapshot.figures.now)}
         if snapshot.stale:
             return health_entry("datastore", "warn", snapshot.stale.reason, snapshot.stale.detail, **observed)
+        if self.store.log_inode:
+            return health_entry("datastore", "warn", "wal", "database %s: %s" % (self.store.path, WAL), **observed)
         return health_entry("datastore", "pass", **observed)
 
     def schema_entry(self):
@@ -572,6 +574,11 @@ class Service:
             "failures": dict(store.failures),
             "query_seconds": seconds,
             "replaced_total": store.replaced,
+            "replaced_at": store.replaced_at and instant(store.replaced_at),
+            "former_file": store.former[1] if store.former else None,
+            "leapt_at": store.leap and instant(store.leap.at),
+            "leapt_from": store.leap and store.leap.before,
+            "leapt_to": store.leap and store.leap.after,
         }
 
 

@@ -295,8 +295,8 @@ def _may_have_open(pid, wanted):
     return not seen
 
 
-def file_holders(path):
-    """Return the PIDs that hold POSIX locks on a file, from /proc/locks, never opening it.
+def file_holders(path, kinds=("READ", "WRITE")):
+    """Return the PIDs that hold POSIX locks of these kinds on a file, from /proc/locks, never opening it.
 
     Inode numbers repeat across file systems and /proc/locks names devices in its own way, so each
     PID is verified by its open descriptors; where those are hidden it is believed.
@@ -304,17 +304,25 @@ def file_holders(path):
     wanted = os.stat(path)
     with open("/proc/locks") as file:
         rows = [line.split() for line in file]
-    pids = {int(row[4]) for row in rows if row[1] == "POSIX" and row[5].rpartition(":")[2] == str(wanted.st_ino)}
+    pids = {int(row[4]) for row in rows
+            if row[1] == "POSIX" and row[3] in kinds and row[5].rpartition(":")[2] == str(wanted.st_ino)}
     return sorted(pid for pid in pids if pid > 0 and _may_have_open(pid, wanted))
 
 
-def lock_holders(path):
-    """Return in words which other processes hold POSIX locks on a file, as far as /proc tells; never opens the file."""
+def describe_holders(path):
+    """Return which other processes hold POSIX locks on a file, each in words; of one that keeps a writer waiting, that it only
+    reads."""
     try:
-        pids = [pid for pid in file_holders(path) if pid != os.getpid()]
+        writers, pids = file_holders(path, ("WRITE",)), file_holders(path)
+        return [describe(pid) + ("" if pid in writers else " which only reads") for pid in pids if pid != os.getpid()]
     except OSError:         # the file is gone by now, or no descriptor is left to read /proc with
-        pids = []
-    return "held by " + ", ".join(map(describe, pids)) if pids else "whose process is not visible from here"
+        return []
+
+
+def lock_holders(path):
+    """Return the same in one sentence."""
+    held = describe_holders(path)
+    return "held by " + ", ".join(held) if held else "whose process is not visible from here"
 
 
 def content_fault(path, status):

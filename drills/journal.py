@@ -49,6 +49,12 @@ def host():
             "sqlite": sqlite3.sqlite_version, "uid": os.geteuid(), "processors": os.cpu_count()}
 
 
+def read(path):
+    """The objects of a journal, the header first."""
+    with open(path) as file:
+        return [json.loads(line) for line in file]
+
+
 class Journal:
     """Appends to a journal; each line is on its way to the disk before the method returns. Several processes may append in turn."""
 
@@ -74,12 +80,6 @@ class Journal:
 
     def entries(self):
         return read(self.path)
-
-
-def read(path):
-    """The objects of a journal, the header first."""
-    with open(path) as file:
-        return [json.loads(line) for line in file]
 
 
 def first(entries, kind, fits=lambda data: True):
@@ -128,6 +128,11 @@ def data_safety(entries):
     }
 
 
+def collateral(entries):
+    """What a trainee did beside the cure, in words."""
+    return [data["collateral"] for data in of_kind(entries, "command") if data.get("collateral")]
+
+
 def score(entries, scenario, clock, safety):
     """The parts of a trainee's score, of 100; none for an automatic run."""
     hints, notes = len(of_kind(entries, "hint")), of_kind(entries, "note")
@@ -147,11 +152,6 @@ def score(entries, scenario, clock, safety):
         "guesses": -5 * len(wild),
     }
     return dict(parts, total=max(0, sum(parts.values())))
-
-
-def collateral(entries):
-    """What a trainee did beside the cure, in words."""
-    return [data["collateral"] for data in of_kind(entries, "command") if data.get("collateral")]
 
 
 def verdict(entries, scenario, signals, safety, traps):
@@ -185,10 +185,11 @@ def conclude(entries):
              "accepted": [data["trap"] for data in tried if not data["refused"]]}
     clock, safety = times(entries, scenario["cause"]), data_safety(entries)
     status, word, reasons = verdict(entries, scenario, signals, safety, traps)
-    return {"run_id": header["run_id"], "scenario": scenario["id"], "name": scenario["name"], "mode": header["mode"],
-            "status": status, "verdict": word, "reasons": reasons, "times": clock, "signals": signals, "traps": traps, "data": safety,
-            "score": score(entries, scenario, clock, safety) if header["mode"] == "trainee" else None,
-            "collateral": collateral(entries), "leftovers": next((data["leftovers"] for data in of_kind(entries, "revert")), [])}
+    result = {"run_id": header["run_id"], "scenario": scenario["id"], "name": scenario["name"], "mode": header["mode"],
+              "status": status, "verdict": word, "reasons": reasons, "times": clock, "signals": signals, "traps": traps, "data": safety,
+              "score": score(entries, scenario, clock, safety) if header["mode"] == "trainee" else None,
+              "collateral": collateral(entries), "leftovers": next((data["leftovers"] for data in of_kind(entries, "revert")), [])}
+    return json.loads(json.dumps(result))       # as it is once it was written and read
 
 
 def faults(path, engine=None):

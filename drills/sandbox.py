@@ -56,8 +56,10 @@ FOLDERS = ("migrations", "docs", "deploy")
 NOT_COPIED = ("drill.py",)
 PREFIX = "drill-"                       # of the folder's name in the folder for temporary files
 MARKER = "marker.json"
+KEPT = "kept"                           # a file in a folder that is to stay though its drill is over
 VARIABLE = "DRILL_SANDBOX"              # in the environment of every process of a sandbox
 ROWS = 1500                             # of the seeded database
+FIRST_ROWS = 5                          # of the writer, stored before the drill begins
 NOBODY = 65534
 SYSTEM_PYTHON = "/usr/bin/python3"      # which an unprivileged user can run
 PATIENCE = 20                           # seconds for what should come at once
@@ -173,18 +175,42 @@ def product_files():
     return sorted(names)
 
 
+def prove(database, ledger, condition="1"):
+    """What proofs.py finds, as a dict."""
+    command = [sys.executable, os.path.join(ROOT, "drills", "proofs.py"), database, ledger, condition]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={"PATH": os.environ.get("PATH", "")})
+    if done.returncode:
+        raise Inconclusive("proofs.py: " + done.stderr.decode()[-300:])
+    return json.loads(done.stdout.decode())
+
+
+def acknowledge_rows(database, ledger):
+    """Lets the writer store its first rows."""
+    process = subprocess.Popen([sys.executable, writer.__file__, database, ledger, "0.001"])
+    try:
+        wait_for(lambda: len(writer.read_ledger(ledger)) >= FIRST_ROWS or process.poll() is not None, PATIENCE)
+    finally:
+        process.terminate()
+        process.wait()
+
+
 def make_template(folder):
-    """Puts the product, compiled, and a seeded database into a new folder in that one; sandboxes are copies of it."""
-    template = os.path.join(folder, "product")
-    os.mkdir(template)
+    """Makes in that folder what sandboxes are copies of: the product, compiled, with a seeded database in which the writer has
+    stored its first rows, the ledger of these, and what proofs.py finds. Returns the folder."""
+    product = os.path.join(folder, "app")
+    os.mkdir(product)
     for name in product_files():
-        shutil.copy2(os.path.join(ROOT, name), template)
+        shutil.copy2(os.path.join(ROOT, name), product)
     for name in FOLDERS:
-        shutil.copytree(os.path.join(ROOT, name), os.path.join(template, name),
+        shutil.copytree(os.path.join(ROOT, name), os.path.join(product, name),
                         ignore=shutil.ignore_patterns("evidence", "__pycache__", "*.svg"))
     for arguments in (["-m", "compileall", "-q", "."], ["seed.py", "shipments.db", "--rows", str(ROWS)]):
-        subprocess.run([sys.executable] + arguments, cwd=template, check=True, stdout=subprocess.DEVNULL)
-    return template
+        subprocess.run([sys.executable] + arguments, cwd=product, check=True, stdout=subprocess.DEVNULL)
+    database, ledger = os.path.join(product, "shipments.db"), os.path.join(folder, "ledger")
+    acknowledge_rows(database, ledger)
+    with open(os.path.join(folder, "before.json"), "w") as file:
+        json.dump(prove(database, ledger), file)
+    return folder
 
 
 def environment(pid):
@@ -281,8 +307,9 @@ def is_orphan(marker):
     return owned(marker["pid"]) != Owned(marker["pid"], marker["started"])
 
 
-def sweep(folder):
-    """Reverts a sandbox whose maker is gone: ends its processes, removes its folder. What is no such sandbox raises Foreign."""
+def sweep(folder, spare=False):
+    """Reverts a sandbox whose maker is gone: ends its processes, removes its folder, or spares that. Returns how many processes
+    were ended. What is no such sandbox raises Foreign."""
     marker = read_marker(folder)
     if not is_orphan(marker):
         raise Foreign("%s is in use by %s" % (folder, supervision.describe(marker["pid"])))
@@ -290,7 +317,8 @@ def sweep(folder):
     for one in ending:
         end(one)
     wait_for(lambda: not [one for one in ending if owned(one.pid) == one], PATIENCE)
-    remove(marker["folder"])
+    if not spare:
+        remove(marker["folder"])
     return len(ending)
 
 
@@ -312,7 +340,8 @@ class Sandbox:
         self.furnish(template)
 
     def furnish(self, template):
-        shutil.copytree(template, self.app)
+        shutil.copytree(os.path.join(template, "app"), self.app)
+        shutil.copy(os.path.join(template, "ledger"), self.ledger)
         os.mkdir(self.path("bin"))
         shutil.copy(writer.__file__, self.path("bin/writer.py"))
         self.python3 = os.path.join(self.folder, "bin", "python3")
@@ -342,7 +371,9 @@ class Sandbox:
             remove(self.folder)
 
     def keep(self):
+        """Leaves the folder where it is, without its processes; `drill.py clean` removes it."""
         self.kept = True
+        self.write(KEPT, "")
 
     # paths, settings, files
 
@@ -579,10 +610,7 @@ class Sandbox:
 
     def prove(self, condition="1"):
         """What proofs.py finds, as a dict."""
-        command = [sys.executable, os.path.join(ROOT, "drills", "proofs.py"), self.database, self.ledger, condition]
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={"PATH": os.environ.get("PATH", "")})
-        self.require(done.returncode == 0, "proofs.py ran: " + done.stderr.decode()[-300:])
-        return json.loads(done.stdout.decode())
+        return prove(self.database, self.ledger, condition)
 
     # processes
 
