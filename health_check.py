@@ -266,6 +266,20 @@ def find_proxy(url):
     return urlsplit(proxy if "//" in proxy else "http://" + proxy)
 
 
+class Lines:
+    """A file that keeps the last line read: http.client takes the end of the connection for the end of an answer's head."""
+
+    def __init__(self, file):
+        self.file, self.last = file, b""
+
+    def readline(self, *limit):
+        self.last = self.file.readline(*limit)
+        return self.last
+
+    def __getattr__(self, name):
+        return getattr(self.file, name)
+
+
 class Exchange:
     """One GET over a connection of its own. stage and peer tell whoever stops waiting how far it came."""
 
@@ -311,7 +325,10 @@ class Exchange:
         if not response.fp.peek(1):
             raise http.client.RemoteDisconnected
         self.stage = HEAD
+        head = response.fp = Lines(response.fp)
         response.begin()
+        if head.last not in (b"\r\n", b"\n"):
+            raise http.client.IncompleteRead(b"")
         self.stage = BODY
         body = response.read(BODY_LIMIT + 1)
         if response.length and len(body) <= BODY_LIMIT:     # read(n) takes the end of the connection for the end of the body

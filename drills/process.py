@@ -3,10 +3,27 @@
 import os
 import resource
 import signal
-import time
 
 import supervision
-from drills.scenario import Scenario, Signal, Trap, by_hand, check, cure, found, http, log, never, same_instance, stays, tells
+from drills.scenario import Scenario, Signal, Trap, by_hand, check, cure, found, http, log, never, tells
+
+# Asks for answers of a hundred kinds at once, again and again.
+CROWD = """
+import sys, threading, urllib.request
+def ask(hours):
+    while True:
+        try:
+            urllib.request.urlopen("http://127.0.0.1:%s/metrics?history=%d" % (sys.argv[1], hours), timeout=2).read()
+        except OSError:
+            pass
+for hours in range(1, 101):
+    threading.Thread(target=ask, args=(hours,), daemon=True).start()
+threading.Event().wait(30)
+"""
+
+RAISE_MEMORY = """python3 -c 'import resource as r, sys; pid = int(sys.argv[1])
+r.prlimit(pid, r.RLIMIT_AS, (r.prlimit(pid, r.RLIMIT_AS)[1],) * 2)' "$PID"
+"""
 
 RAISE = """python3 -c 'import resource as r, sys; pid = int(sys.argv[1])
 r.prlimit(pid, r.RLIMIT_NOFILE, (1024, r.prlimit(pid, r.RLIMIT_NOFILE)[1]))' "$PID"
@@ -46,6 +63,42 @@ def take_descriptors(box):
     before = box.limit(pid, resource.RLIMIT_NOFILE, 3)
     box.wait(lambda: box.probe("/livez", 0.3).status in ("timeout", "reset"), "nobody is accepted any more", 5)
     return "pid %d may open 3 files, %d before, and has %d open" % (pid, before[0], len(os.listdir("/proc/%d/fd" % pid)))
+
+
+def starve_of_memory(box):
+    """Lets the service have no more memory than it has, and asks for much: a hundred answers, each of another kind, at once."""
+    pid = box.pid()
+    with open("/proc/%d/statm" % pid) as file:
+        present = int(file.read().split()[0]) * resource.getpagesize()
+    box.limit(pid, resource.RLIMIT_AS, present - (8 << 20))
+    box.crowd = box.python(CROWD, str(box.port))
+    box.wait(lambda: "MemoryError" in box.log_since() or box.probe("/livez", 0.3).status == "timeout", "memory was refused", 10)
+    return "pid %d may have %d bytes and had %d: %s" % (pid, present - (8 << 20), present, found("MemoryError", box.log_since()) or "no answer")
+
+
+def hold_the_turn(box):
+    """A restart begins after a kill, and is stopped while it has the turn."""
+    kill(box)
+    script = box.spawn("/bin/bash", os.path.join(box.app, "restart_service.sh"))
+    box.wait(lambda: box.read(box.pid_file + ".lock").strip() == str(script.pid), "the restart has the turn")
+    os.killpg(script.pid, signal.SIGSTOP)   # its own session, started here
+    box.wait(lambda: supervision.process_stat(script.pid).state == "T", "it is stopped")
+    box.require(box.pid() is None, "no service was started yet")
+    return "%s is stopped and holds metrics_service.pid.lock" % supervision.describe(script.pid)
+
+
+def restarts_left(box):
+    """Why a restart is still under way, None where none is."""
+    left = [pid for pid in supervision.processes() if os.path.join(box.app, "restart_service.sh") in supervision.command_line(pid)]
+    return "a restart still waits: %s" % supervision.describe(left[0]) if left else None
+
+
+def plan_a_restart(box):
+    box.write(box.log_file, "2026-01-01T00:00:00.000Z WARNING slow_query seconds=0.6 longest=hours longest_seconds=0.5\n", "a")
+    done = box.restart()
+    box.require(done.code == 0, "the planned restart went well")
+    box.steady_instance = box.instance()
+    return "nothing: a planned restart, %s" % done.output.strip().splitlines()[-1]
 
 
 SCENARIOS = (
@@ -168,5 +221,94 @@ SCENARIOS = (
         proofs=("H", "L", "Q"), cause="descriptors", anchor="descriptors",
         lesson="Out of descriptors looks like a hang from outside and like a missing database from inside; the log line tells.",
         alerts=("MetricsDescriptorsNearLimit", "MetricsServiceDown"),
+    ),
+    Scenario(
+        id="D38", name="memory-wedge", title="The process gets no more memory", layer="process", level=3, set="ci", needs="", founding="",
+        watch=("--timeout", "0.6"),
+        page="Some requests get an error, most get nothing. The process is there and uses no processor.",
+        goal="Every request is answered again, and the service has the memory that it needs.",
+        inject=starve_of_memory,
+        expected=(
+            log("ERROR request_failed reason=defect error_type=(MemoryError|SystemError)"),
+            Signal("requests of users fail", lambda box: next(("%s %s" % (path, one.status) for path in ("/livez", "/metrics")
+                                                               for one in box.samples(path) if one.status != 200), None)),
+            tells("cat /proc/$PID/limits", 0, r"Max address space +\d+ "),
+        ),
+        quiet=(never("service_stopping"), never("database_unavailable")),
+        deadline=10,
+        mitigation=(
+            cure("silent", RAISE_MEMORY),
+            cure("silent", "./restart_service.sh"),
+        ),
+        traps=(
+            Trap("wait, since it runs", "sleep 1", "it is asked for more than it may have, now as before"),
+            Trap("reload it", "./restart_service.sh reload --timeout 3", "the same process, with the same limit"),
+        ),
+        hints=(
+            "The last lines of metrics.log; then: grep -i 'address space' /proc/$PID/limits; grep VmSize /proc/$PID/status",
+            "MemoryError: the process has as much as it may have. No thread of it is lost by that, but nobody is served either.",
+            "Raise its limit by the command in the runbook's entry silent, then ./restart_service.sh",
+        ),
+        prevention="a limit that leaves room (MemoryMax= of the unit), threads made at the start, and a watchdog",
+        proofs=("H", "L", "Q"), cause="memory", anchor="silent",
+        lesson="A process without memory may live and serve nobody; what it lost by that must not outlast the cause.",
+        alerts=("MetricsErrorsHigh", "MetricsServiceDown"),
+    ),
+    Scenario(
+        id="D42", name="restart-race", title="A restart hangs and keeps the turn", layer="process", level=2, set="ci", needs="", founding="",
+        page="The service was killed. I called the restart script, it did nothing for half a minute and gave up. Now you.",
+        goal="The service answers, and no restart is left half-way.",
+        inject=hold_the_turn,
+        expected=(
+            check("reachable refused"),
+            tells("./restart_service.sh --timeout 0.3", 1, "nothing was done, since another restart is at work"),
+            tells('cat "$METRICS_PID_FILE.lock"', 0, r"^\d+$"),
+        ),
+        quiet=(never("service_started"), never("Traceback")),
+        deadline=8,
+        mitigation=(
+            cure("another-restart-is-at-work", "kill -CONT NUMBER", NUMBER=lambda box: box.read(box.pid_file + ".lock").strip()),
+        ),
+        traps=(
+            Trap("remove the lock file and restart", "rm metrics_service.pid.lock; ./restart_service.sh",
+                 "the service is up, and the first restart still waits to restart it, whenever somebody lets it go on"),
+            Trap("end it politely", 'kill "$(cat metrics_service.pid.lock)"; ./restart_service.sh --timeout 0.3',
+                 "a stopped process acts on no SIGTERM until it is continued"),
+        ),
+        hints=(
+            "./restart_service.sh --timeout 1 says for whom it waits; head -n 3 /proc/NUMBER/status says what that one does",
+            "State T: the first restart was stopped while it had the turn. The lock is its, not the file's.",
+            "kill -CONT NUMBER, and it goes on to its end; or kill -KILL NUMBER and ./restart_service.sh",
+        ),
+        prevention="the lock goes with its process; a restart runs in a session that nobody's Ctrl-Z reaches, such as cron's or systemd's",
+        proofs=("H", "L", "Q"), cause="restart-stuck", anchor="another-restart-is-at-work",
+        lesson="A lock that is in the way has an owner; removing the file makes two owners of one service.",
+        alerts=("MetricsServiceDown",), solved=restarts_left,
+    ),
+    Scenario(
+        id="D52", name="no-incident", title="Nothing is wrong", layer="process", level=2, set="ci", needs="", founding="",
+        page="There was a warning in the log, and the service was restarted at noon. Please look.",
+        goal="You can say whether there is an incident.",
+        inject=plan_a_restart,
+        expected=(
+            check("metrics_service OK", 0),
+            tells("./restart_service.sh status", 0, "ready"),
+        ),
+        quiet=(never(" ERROR "),),
+        deadline=5,
+        mitigation=(by_hand("nothing: answer none", lambda box: None),),
+        traps=(
+            Trap("restart once more, to be sure", "./restart_service.sh", "it interrupts what is well"),
+        ),
+        hints=(
+            "The check, ./restart_service.sh status, and the last lines of metrics.log",
+            "All is steady; service_stopping and service_started are of a restart that was planned.",
+            "answer none, and change nothing",
+        ),
+        prevention="alerts that name what a person has to do; a log that says who stopped the service",
+        proofs=("H", "L", "Q"), cause="none", anchor="recovered",
+        lesson="To leave a well system alone is an answer, and the hardest one on call.",
+        alerts=(),
+        solved=lambda box: None if box.instance() == box.steady_instance else "the service was restarted, and nothing was wrong with it",
     ),
 )

@@ -275,6 +275,8 @@ def test_a_copy_alone_under_an_empty_environment_does_the_same(fake, tmp_path):
     (hold, "silent"),
     (b"SSH-2.0-OpenSSH_8.4\r\n", "malformed"),
     (b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{", "closed"),
+    (b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n", "closed"),
+    (b"HTTP/1.1 200 OK\r\nContent-Len", "closed"),
     (answer(b"OK"), "identity"),
     (answer(b"<html>"), "identity"),
     (answer({"service": "another", "instance": "1"}), "identity"),
