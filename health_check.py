@@ -687,6 +687,14 @@ def judge_report(site):
     return Finding(FAILING, "log_errors", "errors since the start: {}, the last at {}Z".format(count, last))
 
 
+def of_this_run(entries, instance):
+    """The entries without those of the run before, which may write its last ones while this one already waits to take over."""
+    started = next((number for number, entry in enumerate(entries) if instance and event_of(entry) == "service_started"
+                    and dict(LOG_FIELD.findall(entry.text)).get("instance") == instance), 0)
+    ended = max((number for number in range(started) if event_of(entries[number]) == "service_stopped"), default=-1)
+    return entries[ended + 1:]
+
+
 def judge_file(site):
     """The finding on the log file; what its tail does not reach is judged by the service's own report."""
     path, since = site.settings.log_file, earliest(site, time.time())
@@ -696,6 +704,7 @@ def judge_file(site):
         raise Trouble(UNKNOWN, "timeout", "reading {} takes too long".format(path))
     except OSError as error:
         raise Trouble(UNKNOWN, FILE_REASONS.get(type(error), "io_error"), "{}: {}".format(path, error.strerror))
+    entries = of_this_run(entries, site.instance)
     errors = [entry for entry in entries if is_error(entry) and not (site.logging and entry.text.startswith(REFUSED_START))]
     ends = {event_of(entry): entry.time for entry in sorted(entries) if event_of(entry) in ENDED_BY.values()}
     lasting = [entry for entry in errors if entry.time > ends.get(ENDED_BY.get(event_of(entry)), "")]

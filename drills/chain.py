@@ -338,7 +338,7 @@ class Run:
         box.watch_on()
         wait_for(lambda: all(box.watch.samples.values()), 2)
         _, complaints = self.break_it(box)
-        reasons = [] if complaints else ["the checker was content while the fault was in"]
+        reasons = [] if complaints or self.scenario.cause == "none" else ["the checker was content while the fault was in"]
         self.look_at_quiet(box)
         reasons += self.diagnose(box)
         self.mitigate(box)

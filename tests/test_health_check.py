@@ -716,6 +716,15 @@ def test_errors_of_the_run_before_do_not_count(judge_log):
     assert judge_log(CRASHED, STARTED, service__started_at=moment(-15)) == ("ok", None)
 
 
+def test_last_words_of_the_run_before_do_not_count_though_this_one_waited_for_its_end_already(judge_log):
+    stopped = (-12, "INFO", "service_stopped uptime=13.6 abandoned=0")
+    started = (-12, "INFO", "service_started instance=%s" % INSTANCE)
+    before = [(-14, "INFO", "service_started instance=other"), (-13,) + CRASHED[1:], stopped]
+    assert judge_log(*before, started, service__started_at=moment(-15)) == ("ok", None)
+    assert judge_log(*before, (-12,) + CRASHED[1:], started, service__started_at=moment(-15)) == ("failing", "log_errors")
+    assert judge_log(*before[:2], started, service__started_at=moment(-15)) == ("failing", "log_errors")
+
+
 def test_the_rotated_predecessor_is_read_when_the_file_begins_within_the_window(judge_log):
     assert judge_log(rotated=[(-900, "INFO", "service_started"), CRASHED]) == ("failing", "log_errors")
 
