@@ -8,7 +8,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import time
 import traceback
@@ -259,11 +258,8 @@ class Run:
         complaint = reading(box)
         box.require(complaint is None, "a steady state before the injection: %s" % complaint)
         self.journal.write("harness", "steady", {"instance": box.steady_instance, "url": box.url}, self.keep_evidence(box, "before"))
-        self.journal.write("harness", "seal", {"found": self.before, "copy": "sealed"})
-        lock = box.hold_lock("BEGIN IMMEDIATE")     # a copy under a writer may mix two moments, as D24 shows
+        self.journal.write("harness", "seal", {"found": self.before, "copy": "sealed"})     # no writer is at work yet
         shutil.copytree(box.app, box.path("sealed"), ignore=shutil.ignore_patterns("docs", "deploy", "__pycache__"))
-        box.signal(lock, signal.SIGKILL)
-        lock.wait()
         token = {"folder": box.folder, "port": box.port, "children": [child.owned._asdict() for child in box.children if child.owned]}
         box.write("token.json", json.dumps(token))
         self.journal.write("harness", "revert_token", token)
