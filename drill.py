@@ -3,8 +3,8 @@
 
   drill.py list [--level N] [--json]        the drills: id, level, set, what a caller says
   drill.py show ID [--spoilers]             a drill's briefing, or all of it
-  drill.py start [ID | --random] [--level N] [--seed N] [--minutes M] [--shell] [--keep] [--evidence DIR]
-                                            build a sandbox, break it, print the page; --shell opens bash there
+  drill.py start [ID | --random] [--level N] [--seed N] [--minutes M] [--shell] [--runbook-only] [--keep]
+                 [--evidence DIR]           build a sandbox, break it, print the page; --shell opens bash there
   drill.py ack | hint | check | end [--keep] | give-up
   drill.py note TEXT [--severity 1-4] [--rejected]
   drill.py answer CAUSE [--next STEP]       one of a closed list, or none, or undecided with the step that would decide it
@@ -47,7 +47,9 @@ def chosen(args):
     """The drill that an id or --random names."""
     if bool(args.id) == args.random:
         raise Usage("name a drill, or say --random")
-    return scenario_of(args.id) if args.id else trainee.choose(args.level, args.seed)
+    if args.id:
+        return scenario_of(args.id)
+    return trainee.choose(args.level, args.seed, getattr(args, "evidence", trainee.EVIDENCE))
 
 
 # Reading
@@ -83,7 +85,7 @@ def cmd_start(args):
     if reason:
         print("skipped: %s" % reason)
         return SKIPPED
-    return trainee.start(scenario.id, args.evidence or trainee.EVIDENCE, args.minutes, args.shell, args.keep)
+    return trainee.start(scenario.id, args.evidence, args.minutes, args.shell, args.keep, args.runbook_only)
 
 
 def cmd_say(args):
@@ -94,7 +96,7 @@ def cmd_say(args):
 
 
 def cmd_keep(args):
-    trainee.keep(args.id, args.evidence, float(args.seconds), bool(args.keep))
+    trainee.keep(args.id, args.evidence, float(args.seconds), bool(args.keep), bool(args.runbook_only))
     return PASS
 
 
@@ -264,9 +266,9 @@ def build_parser():
     one = verb("start", cmd_start)
     add_choice(one)
     one.add_argument("--minutes", type=number(1, 600))
-    one.add_argument("--evidence", metavar="DIR")
-    one.add_argument("--shell", action="store_true")
-    one.add_argument("--keep", action="store_true")
+    one.add_argument("--evidence", metavar="DIR", default=trainee.EVIDENCE)
+    for flag in ("--shell", "--runbook-only", "--keep"):
+        one.add_argument(flag, action="store_true")
     for name in ("ack", "hint", "check", "give-up"):
         verb(name, cmd_say)
     verb("end", cmd_say).add_argument("--keep", action="store_true")
@@ -288,7 +290,7 @@ def build_parser():
     verb("report", cmd_report, "journal")
     add_choice(verb("wheel", cmd_wheel))
     verb("clean", cmd_clean).add_argument("folders", nargs="*", metavar="FOLDER")
-    verb("keep", cmd_keep, "id", "evidence", "seconds", "keep")     # these two are how `start` leaves its keeper and watchdog behind
+    verb("keep", cmd_keep, "id", "evidence", "seconds", "keep", "runbook_only")     # `start` leaves its keeper and watchdog by these two
     verb("guard", cmd_guard, "folder", "seconds")
     return parser
 

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import time
 import traceback
@@ -173,10 +174,14 @@ def settle(box, scenario, template):
         with open(os.path.join(template, "before.json")) as file:
             before = json.load(file)
     box.require(not before["errors"] and before["acknowledged"] and not before["missing"], "the database was sound before")
-    if writes(scenario):
-        box.start_writer()
     box.steady_instance = box.instance()
     return before
+
+
+def keep_writing(box, scenario):
+    """From the seal on the writer goes on, through the fault, where the proofs allow it."""
+    if writes(scenario):
+        box.start_writer()
 
 
 def inject(box, scenario):
@@ -213,6 +218,7 @@ def try_trap(scenario, trap, template, run_id):
     """What the checker says after a plausible wrong move, in a box of its own: a complaint, None when it was content."""
     with build(scenario, template, run_id) as box:
         before = settle(box, scenario, template)
+        keep_writing(box, scenario)
         inject(box, scenario)
         wait_for(lambda: reading(box), scenario.deadline)
         follow(trap, box)
@@ -254,10 +260,14 @@ class Run:
         box.require(complaint is None, "a steady state before the injection: %s" % complaint)
         self.journal.write("harness", "steady", {"instance": box.steady_instance, "url": box.url}, self.keep_evidence(box, "before"))
         self.journal.write("harness", "seal", {"found": self.before, "copy": "sealed"})
+        lock = box.hold_lock("BEGIN IMMEDIATE")     # a copy under a writer may mix two moments, as D24 shows
         shutil.copytree(box.app, box.path("sealed"), ignore=shutil.ignore_patterns("docs", "deploy", "__pycache__"))
+        box.signal(lock, signal.SIGKILL)
+        lock.wait()
         token = {"folder": box.folder, "port": box.port, "children": [child.owned._asdict() for child in box.children if child.owned]}
         box.write("token.json", json.dumps(token))
         self.journal.write("harness", "revert_token", token)
+        keep_writing(box, self.scenario)
 
     def break_it(self, box):
         self.journal.write("injector", "inject", {"scenario": self.scenario.id, "function": self.scenario.inject.__name__})

@@ -168,7 +168,7 @@ def verdict(entries, scenario, signals, safety, traps):
     reasons += ["proof %s failed" % name for name in safety["failed"] or []]
     if safety["failed"] is None:
         reasons.append("nothing was proven")
-    if not safety["failed"] and not safety["acknowledged"]:
+    if safety["failed"] == [] and not safety["acknowledged"]:
         return "completed", "inconclusive", reasons + ["no row was acknowledged: nothing could have been lost"]
     return "completed", "fail" if reasons else "pass", reasons
 

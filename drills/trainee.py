@@ -39,6 +39,7 @@ Rules: edit neither the code nor the check. Two processes `sleep 86400` with the
 somebody else: leave them alone. No row may be lost. Say `ack` when you have read this; `note` what you find (with --severity once,
 and --rejected for a cause that you have ruled out), `answer` the cause, `check` whether it is mended, `end` when it is.
 """
+RUNBOOK_ONLY = "Read docs/ in that folder and nothing else: neither the code nor a colleague who knows it.\n"
 # Acts that mend nothing and cost something, found in the commands as typed.
 COLLATERAL = (
     ("modes opened to everybody", r"\bchmod\s+(-\S+\s+)*(0?777|a\+rwx|o\+w)"),
@@ -110,25 +111,32 @@ def code_of(box):
     return {name: journal.file_sha256(os.path.join(box.app, name)) for name in names}
 
 
+def aside(box):
+    """Something that is true and has nothing to do with it."""
+    volume = os.statvfs(box.folder)
+    return "the volume of the sandbox is %d %% full, and the load of this host was %.1f a minute ago." % (
+        100 - 100 * volume.f_bavail // volume.f_blocks, os.getloadavg()[0])
+
+
 class Keeper(chain.Run):
     """Owns a trainee's sandbox from its making to its end."""
 
     mode = "trainee"
 
-    def __init__(self, scenario, template, folder, run_id, alias, seconds, keep):
+    def __init__(self, scenario, template, folder, run_id, alias, seconds, keep, runbook_only):
         super().__init__(scenario, template, folder, run_id)
-        self.alias, self.limit, self.keep = alias, seconds, keep
+        self.alias, self.limit, self.keep, self.runbook_only = alias, seconds, keep, runbook_only
         self.missing, self.good, self.hints, self.read_at, self.typed, self.over = list(scenario.expected), 0, 0, 0, 0, False
         self.clean_code = {}
 
     def page(self, box):
         mail = box.check("--quiet").output.strip() or "(the check says nothing)"
-        layer = "\nLayer: %s." % self.scenario.layer if self.scenario.level == 1 else ""
+        layer = {1: "\nLayer: %s." % self.scenario.layer, 3: "\nBy the way: %s" % aside(box)}.get(self.scenario.level, "")
         return "\n".join((
             "Subject: Cron: health_check.py --quiet    [drill %s, %d minutes]" % (self.alias, self.limit / 60), "", mail, "",
             "A caller says: %s%s" % (self.scenario.page, layer), "",
             "Folder: %s    URL: %s    Runbook: docs/runbook.md there. Severity: you choose, 1 (worst) to 4." % (box.app, box.url),
-            "To be reached: %s" % self.scenario.goal, "", RULES))
+            "To be reached: %s" % self.scenario.goal, "", RULES + (RUNBOOK_ONLY if self.runbook_only else "")))
 
     def prepare(self, box):
         self.steady(box)
@@ -310,7 +318,7 @@ def guard(folder, seconds):
         sweep(folder, spare=os.path.exists(os.path.join(folder, KEPT)))
 
 
-def keep(name, evidence, seconds, keep_folder):
+def keep(name, evidence, seconds, keep_folder, runbook_only):
     """The keeper's process: says on stdout, in one line of JSON, what `start` is to print."""
     scenario, run_id = catalogue.BY_ID[name], os.urandom(4).hex()
     alias = "%s-%s" % (ALIASES[int(run_id, 16) % len(ALIASES)], run_id[:3])
@@ -323,15 +331,15 @@ def keep(name, evidence, seconds, keep_folder):
             os.dup2(os.open(os.devnull, os.O_WRONLY), number)
 
     with private_folder("template") as template:
-        Keeper(scenario, make_template(template), folder, run_id, alias, seconds, keep_folder).whole(tell)
+        Keeper(scenario, make_template(template), folder, run_id, alias, seconds, keep_folder, runbook_only).whole(tell)
 
 
 # What `start` does
 
-def launch(name, evidence, seconds, keep_folder):
+def launch(name, evidence, seconds, keep_folder, runbook_only):
     """Leaves a keeper behind: (exit code, sandbox's folder or None, the page)."""
     command = [sys.executable, os.path.join(ROOT, "drill.py"), "keep", name, os.path.abspath(evidence), "%g" % seconds,
-               "yes" if keep_folder else ""]
+               "yes" if keep_folder else "", "yes" if runbook_only else ""]
     keeper = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True)
     line = keeper.stdout.readline().decode()
     if not line:
@@ -383,23 +391,33 @@ def shell(folder):
         return pty.spawn(command, read)
 
 
-def choose(level=None, seed=None):
-    """A drill that can run here, drawn."""
+def done_before(evidence):
+    """The drills of which there is evidence in that folder."""
+    found = set()
+    for name in os.listdir(evidence) if os.path.isdir(evidence) else ():
+        path = os.path.join(evidence, name, "journal.jsonl")
+        if os.path.exists(path):
+            found.add(journal.read(path)[0]["scenario"]["id"])
+    return found
+
+
+def choose(level=None, seed=None, evidence=EVIDENCE):
+    """A drill that can run here, drawn from those not done before while there are any."""
     able = [one for one in catalogue.SCENARIOS if level in (None, one.level) and not chain.unable(one)]
     if not able:
         raise Closed("no drill of level %s can run here" % level)
-    return random.Random(seed).choice(able)
+    done = done_before(evidence)
+    return random.Random(seed).choice([one for one in able if one.id not in done] or able)
 
 
-def start(name, evidence=EVIDENCE, minutes=None, with_shell=False, keep_folder=False):
+def start(name, evidence, minutes=None, with_shell=False, keep_folder=False, runbook_only=False):
     """Sets a drill up and prints its page; the exit code."""
     scenario = catalogue.BY_ID[name]
-    code, folder, text = launch(name, evidence, 60 * (minutes or MINUTES[scenario.level]), keep_folder)
-    print(text)
-    if code or not with_shell:
-        if not code:
-            print("Go there by: cd %s    and say: %s %s ack" % (os.path.join(folder, "app"), sys.executable, os.path.join(ROOT, "drill.py")))
-        return code
-    print("A shell in the sandbox; `drill ack`, `drill hint`, ... and `exit`.", flush=True)
-    shell(folder)
-    return 0
+    code, folder, text = launch(name, evidence, 60 * (minutes or MINUTES[scenario.level]), keep_folder, runbook_only)
+    print(text, flush=True)
+    if not code and with_shell:
+        print("A shell in the sandbox; `drill ack`, `drill hint`, ... and `exit`.", flush=True)
+        shell(folder)
+    elif not code:
+        print("Go there by: cd %s    and say: %s %s ack" % (os.path.join(folder, "app"), sys.executable, os.path.join(ROOT, "drill.py")))
+    return code

@@ -368,7 +368,7 @@ def test_a_drill_whose_keeper_is_killed_is_reverted_by_its_watchdog(trained):
 
 
 def test_a_drill_ends_with_its_time(tmp_path):
-    keeper = subprocess.Popen(DRILL + ["keep", "D29", str(tmp_path), "0.5", ""], stdout=subprocess.PIPE)
+    keeper = subprocess.Popen(DRILL + ["keep", "D29", str(tmp_path), "0.5", "", ""], stdout=subprocess.PIPE)
     folder = json.loads(keeper.stdout.readline().decode())["folder"]
     assert keeper.wait(30) == 0 and not os.path.exists(folder)
     entries = journal.read(str(next(tmp_path.glob("*/journal.jsonl"))))
@@ -423,6 +423,18 @@ def test_every_alert_has_a_drill_or_a_reason_for_none():
 
 def test_what_was_left_out_of_the_catalogue_has_its_reason():
     assert set(catalogue.LEFT_OUT) & set(catalogue.BY_ID) == set() and all(catalogue.LEFT_OUT.values())
+
+
+def test_the_page_lists_every_drill_in_the_words_of_its_caller_and_what_was_left_out():
+    page = (ROOT / "docs" / "drills.md").read_text()
+    listed = re.findall(r"^\| `(D\w+)` \| (\d) \| `(\w+)` \| (.+) \|$", page, re.MULTILINE)
+    assert listed == [(row.id, str(row.level), row.set, row.page) for row in catalogue.SCENARIOS]
+    assert dict(re.findall(r"^\| `(D\w+)` \| ([^|]+) \|$", page, re.MULTILINE)) == catalogue.LEFT_OUT
+
+
+def test_a_random_drill_is_one_that_was_not_done_before(evidence):
+    others = {row.id for row in catalogue.SCENARIOS if row.level == 1 and not chain.unable(row)} - {"D29"}
+    assert {trainee.choose(1, seed, str(evidence.parent)).id for seed in range(200)} == others
 
 
 def test_a_briefing_tells_neither_cause_nor_cure():
