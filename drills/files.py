@@ -8,6 +8,7 @@ import supervision
 from drills import configuration
 from drills.scenario import Scenario, Signal, Trap, by_hand, check, cure, found, http, log, metric, never, same_instance, stays
 
+TOO_LITTLE = 12288                      # bytes; a transaction's journal has some ten pages of 4096
 LOG_QUIET = (stays("/livez", 200), stays("/metrics", 200), stays("/readyz", 200), same_instance(), never("Traceback"))
 LOG_HINTS = (
     "Read what the check says of the log, then: ls -ld \"$(dirname \"$METRICS_LOG_FILE\")\" \"$METRICS_LOG_FILE\"",
@@ -88,9 +89,13 @@ def guessing(box):
 
 
 def forbid_growth(box):
-    before = box.limit(box.writing, resource.RLIMIT_FSIZE, 65536)
+    """The writer starts in a shell with `ulimit -f`: too little for a journal, so that no transaction even begins."""
+    box.stop_writer()
+    with open(box.path("ledger.errors"), "ab") as errors:
+        box.writing = box.spawn(box.python3, box.path("bin/writer.py"), box.database, box.ledger, "0.2", output=errors)
+    before = box.limit(box.writing, resource.RLIMIT_FSIZE, TOO_LITTLE)
     box.wait(lambda: "disk I/O error" in box.read("ledger.errors"), "a row is refused", 5)
-    return "the writer may write files of 65536 bytes, %d before: %s" % (before[0], box.read("ledger.errors").splitlines()[-1])
+    return "the writer may write files of %d bytes, %d before: %s" % (TOO_LITTLE, before[0], box.read("ledger.errors").splitlines()[-1])
 
 
 def allow_growth(box):
@@ -99,7 +104,8 @@ def allow_growth(box):
 
 def still_limited(box):
     alive = box.writing and box.writing.poll() is None
-    return "the writer may still not write" if alive and resource.prlimit(box.writing.pid, resource.RLIMIT_FSIZE)[0] == 65536 else None
+    limited = alive and resource.prlimit(box.writing.pid, resource.RLIMIT_FSIZE)[0] == TOO_LITTLE
+    return "the writer may still not write" if limited else None
 
 
 OLD_LINES = "".join("2026-01-01T00:%02d:%02d.000Z INFO request method=GET route=/metrics status=200 bytes=10303 client=192.0.2.7\n"
