@@ -2,9 +2,13 @@
 
 import os
 import resource
+import signal
 
-from drills.scenario import Scenario, Trap, by_hand, check, cure, http, log, metric, never, same_instance, stays
+import supervision
+from drills import configuration
+from drills.scenario import Scenario, Signal, Trap, by_hand, check, cure, found, http, log, metric, never, same_instance, stays
 
+TOO_LITTLE = 12288                      # bytes; a transaction's journal has some ten pages of 4096
 LOG_QUIET = (stays("/livez", 200), stays("/metrics", 200), stays("/readyz", 200), same_instance(), never("Traceback"))
 LOG_HINTS = (
     "Read what the check says of the log, then: ls -ld \"$(dirname \"$METRICS_LOG_FILE\")\" \"$METRICS_LOG_FILE\"",
@@ -38,6 +42,70 @@ def log_in_a_folder(box):
     os.mkdir(box.path("app/log"))
     box.set("METRICS_LOG_FILE", "log/metrics.log")
     box.log_file = box.path("app/log/metrics.log")
+
+
+FLOOD = """
+import base64, sys, threading, urllib.error, urllib.request
+def guess(number):
+    while True:
+        number += 8
+        question = urllib.request.Request("http://127.0.0.1:%s/metrics" % sys.argv[1])
+        question.add_header("Authorization", "Basic " + base64.b64encode(b"metrics:guess-%d" % number).decode())
+        try:
+            urllib.request.urlopen(question, timeout=5)
+        except OSError:
+            pass
+for number in range(8):
+    threading.Thread(target=guess, args=(number,), daemon=True).start()
+threading.Event().wait(120)
+"""
+
+
+def guard(box):
+    configuration.set_passwords(box)
+
+
+def guess_passwords(box):
+    box.write("guesser.py", FLOOD)
+    child = box.spawn(box.python3, box.path("guesser.py"), str(box.port))
+    box.wait(lambda: "status=429" in box.log_since(), "the guesses are refused", 10)
+    return "%s tries passwords: %s" % (supervision.describe(child.pid), found("status=429", box.log_since()))
+
+
+def guesser(box):
+    return next((pid for pid in supervision.processes() if supervision.script_of(pid) == box.path("guesser.py")), None)
+
+
+def end_guesser(box):
+    """Whoever owns the client stops it."""
+    box.signal(guesser(box), signal.SIGTERM)
+    box.wait(lambda: guesser(box) is None, "the client has ended")
+
+
+def guessing(box):
+    if box.setting("METRICS_AUTH_FILE") != "users":
+        return "the service asks for no password"
+    return "somebody still tries passwords" if guesser(box) else None
+
+
+def forbid_growth(box):
+    """The writer starts in a shell with `ulimit -f`: too little for a journal, so that no transaction even begins."""
+    box.stop_writer()
+    with open(box.path("ledger.errors"), "ab") as errors:
+        box.writing = box.spawn(box.python3, box.path("bin/writer.py"), box.database, box.ledger, "0.2", output=errors)
+    before = box.limit(box.writing, resource.RLIMIT_FSIZE, TOO_LITTLE)
+    box.wait(lambda: "disk I/O error" in box.read("ledger.errors"), "a row is refused", 5)
+    return "the writer may write files of %d bytes, %d before: %s" % (TOO_LITTLE, before[0], box.read("ledger.errors").splitlines()[-1])
+
+
+def allow_growth(box):
+    box.limit(box.writing, resource.RLIMIT_FSIZE, resource.RLIM_INFINITY)
+
+
+def still_limited(box):
+    alive = box.writing and box.writing.poll() is None
+    limited = alive and resource.prlimit(box.writing.pid, resource.RLIMIT_FSIZE)[0] == TOO_LITTLE
+    return "the writer may still not write" if limited else None
 
 
 OLD_LINES = "".join("2026-01-01T00:%02d:%02d.000Z INFO request method=GET route=/metrics status=200 bytes=10303 client=192.0.2.7\n"
@@ -174,5 +242,68 @@ SCENARIOS = (
         lesson="A full disk takes the log first; a service that writes its log or dies of it takes the figures along.",
         alerts=("MetricsLogFallback",),
         solved=lines_lost,
+    ),
+    Scenario(
+        id="D13", name="log-flood", title="Somebody tries passwords as fast as he can", layer="log", level=2, set="hand", needs="", founding="",
+        prepare=guard,
+        page="The service is slow, and its log is full of one thing. Is that an outage?",
+        goal="Nobody tries passwords any more; who has a good one was served all the time.",
+        inject=guess_passwords,
+        expected=(
+            log("WARNING login_failed reason=credentials status=429"),
+            log("WARNING log_thinned of=login_failed left_out="),
+        ),
+        quiet=(stays("/livez", 200), same_instance(), never(" ERROR "), never("Traceback")),
+        deadline=25,
+        mitigation=(
+            by_hand("keep that client from the port, as the runbook's login_failed says: here its owner ends it", end_guesser),
+        ),
+        traps=(
+            Trap("turn the passwords off", "sed -i /METRICS_AUTH_FILE/d metrics.env; ./restart_service.sh reload",
+                 "it is quiet now, and he reads what he wanted to read"),
+            Trap("restart the service", "./restart_service.sh",
+                 "it forgets who was let in before: the check has to be tried anew, among all the guesses, and is refused with 429"),
+            Trap("delete the log", "rm metrics.log", "it was thinned anyway; what is gone is who did it, and from where"),
+        ),
+        hints=(
+            "tail -n 20 metrics.log; the runbook's block requests and clients",
+            "login_failed by the hundred, and log_thinned: one address tries passwords. Whoever was let in before is served.",
+            "Keep that client from the port (here: end guesser.py); no restart, which would make the check wait as well",
+        ),
+        prevention="METRICS_HOST and a firewall; wrong passwords are limited by address and in all, and floods of lines are thinned",
+        proofs=("H", "L", "Q"), cause="password-guessing", anchor="login_failed",
+        lesson="A flood in the log is a symptom; silencing the log, or the password, silences the only witness.",
+        alerts=("MetricsCheckFailing",), solved=guessing,
+    ),
+    Scenario(
+        id="D15", name="disk-full-plain", title="The writer may not write any more", layer="filesystem", level=2, set="ci", needs="", founding="",
+        watch=("--max-age", "4"),
+        page="The dashboard is green, and no parcel has moved since lunch.",
+        goal="New shipments arrive again, and none of those that were confirmed is missing.",
+        inject=forbid_growth,
+        expected=(
+            check("fresh frozen: .*has the writer stopped"),
+            Signal("the writer says why", lambda box: found("disk I/O error", box.read("ledger.errors"))),
+        ),
+        quiet=LOG_QUIET,
+        deadline=15,
+        mitigation=(
+            by_hand("raise the writer's file-size limit, as the runbook's frozen says: what the writer prints, ulimit -f, df, df -i", allow_growth),
+        ),
+        traps=(
+            Trap("restart the service", "./restart_service.sh", "it reads; it is the writer that may not write"),
+            Trap("write a row by hand, so that the figures move", lambda box: box.sql(
+                "INSERT INTO shipments (reference, status) VALUES ('BY-HAND', 'pending')"), "fresh for a moment, and an invented shipment for ever"),
+            Trap("delete the journal to make room", "rm -f shipments.db-journal", "it makes no room, and would have undone a half-done change"),
+        ),
+        hints=(
+            "The service is well and reads what is there. What does the writer say? Here: the file ledger.errors, beside app",
+            "disk I/O error: its files may not grow beyond a limit. A quota, ulimit -f and a full disk look alike from here.",
+            "Raise the limit (prlimit --fsize=unlimited --pid NUMBER of the writer); it goes on by itself",
+        ),
+        prevention="alert on freshness, and on free space and inodes of the volume; the writer's log belongs to somebody",
+        proofs=("L", "F", "Q", "V"), cause="writer-limited", anchor="frozen",
+        lesson="Green and still: reads need no room. Freshness is the signal, and the writer's own words are the cause.",
+        alerts=("MetricsShipmentsFrozen",), solved=still_limited,
     ),
 )
