@@ -4,7 +4,7 @@ import os
 import shutil
 
 from drills.database import MERGE, NIGHTLY, RESTART, RESTORE, backup, keep_a_backup, kept, restore_alone, stop_the_writer
-from drills.scenario import Scenario, Trap, by_hand, check, cure, http, log, metric, never, page, same_instance, stays, tells
+from drills.scenario import Scenario, Trap, by_hand, check, cure, http, log, metric, never, same_instance, stays, tells
 
 NEXT_STEP = """-- 6: adds a priority, and the carriers as a table.
 ALTER TABLE shipments ADD COLUMN priority TEXT;
@@ -14,6 +14,9 @@ INSERT INTO carriers SELECT DISTINCT carrier FROM shipments WHERE carrier IS NOT
 REPLACING = """
 INSERT OR REPLACE INTO shipments ({columns})
 SELECT {columns} FROM shipments WHERE reference GLOB 'SHP-*' ORDER BY reference LIMIT 12
+"""
+RENAME_BACK = """python3 -c 'import sqlite3, sys; sqlite3.connect(sys.argv[1], isolation_level=None).execute(
+    "ALTER TABLE shipments RENAME COLUMN NOW TO BEFORE")' "$METRICS_DB_PATH"
 """
 REPAIR = 'python3 migrate.py "$METRICS_DB_PATH" repair'
 FORCED = "python3 -c 'import sqlite3, sys; sqlite3.connect(sys.argv[1], timeout=9, isolation_level=None).executescript(sys.argv[2])' "
@@ -108,9 +111,7 @@ SCENARIOS = (
         ),
         quiet=(stays("/livez", 200), same_instance(), never("Traceback")),
         deadline=5,
-        mitigation=(
-            page("3-column-does-not-exist.md"),
-        ),
+        mitigation=(cure("schema_mismatch", RENAME_BACK, NOW="carrier_name", BEFORE="carrier"),),
         traps=(
             Trap("add the missing column by hand", 'python3 -c \'import sqlite3; sqlite3.connect("shipments.db", isolation_level=None)'
                  '.execute("ALTER TABLE shipments ADD COLUMN carrier TEXT")\'',
@@ -123,7 +124,7 @@ SCENARIOS = (
         hints=(
             "Ask what the steps made and what is there now: python3 migrate.py shipments.db status",
             "The column carrier is missing and carrier_name is extra, and no step did it: somebody renamed it by hand.",
-            "Rename it back, as docs/incidents/3-column-does-not-exist.md has it in field 13, then migrate.py verify. No restart.",
+            "Rename it back by the block of the runbook's schema_mismatch, then migrate.py verify. No restart.",
         ),
         prevention="migrate.py is the way to change the schema: it records each step, and compares",
         proofs=("F", "L", "Q", "V", "S"), cause="column-renamed", anchor="schema_mismatch",
