@@ -5,7 +5,7 @@ import resource
 import signal
 
 import supervision
-from drills.scenario import Scenario, Signal, Trap, by_hand, check, cure, found, http, log, never, tells
+from drills.scenario import Scenario, Signal, Trap, by_hand, check, cure, found, http, log, never, stays, tells
 
 # Asks for answers of forty kinds at once, again and again.
 CROWD = """
@@ -23,6 +23,12 @@ threading.Event().wait(30)
 
 RAISE_MEMORY = """python3 -c 'import resource as r, sys; pid = int(sys.argv[1])
 r.prlimit(pid, r.RLIMIT_AS, (r.prlimit(pid, r.RLIMIT_AS)[1],) * 2)' "$PID"
+"""
+
+LIMIT_PROCESSES = """python3 -c 'import resource as r; r.prlimit(%d, r.RLIMIT_NPROC, (%d, r.prlimit(%d, r.RLIMIT_NPROC)[1]))'"""
+
+RAISE_PROCESSES = """python3 -c 'import resource as r, sys; pid = int(sys.argv[1])
+r.prlimit(pid, r.RLIMIT_NPROC, (r.prlimit(pid, r.RLIMIT_NPROC)[1],) * 2)' "$PID"
 """
 
 RAISE = """python3 -c 'import resource as r, sys; pid = int(sys.argv[1])
@@ -74,6 +80,24 @@ def starve_of_memory(box):
     box.crowd = box.python(CROWD, str(box.port))
     box.wait(lambda: "MemoryError" in box.log_since() or box.probe("/livez", 0.3).status == "timeout", "memory was refused", 10)
     return "pid %d may have %d bytes and had %d: %s" % (pid, present - (8 << 20), present, found("MemoryError", box.log_since()) or "no answer")
+
+
+def refuse_processes(box):
+    """No further process for the service's user; then a good setting is loaded by SIGHUP."""
+    box.steady_pid = pid = box.pid()
+    done = box.shell(LIMIT_PROCESSES % (pid, 1, pid))
+    box.require(done.code == 0, "the limit was set: " + done.output)
+    box.set("METRICS_STALE_SECONDS", "90")
+    box.signal(pid, signal.SIGHUP)
+    seen = box.wait(lambda: found("reload_refused", box.log_since()), "the refusal")
+    with open("/proc/%d/limits" % pid) as file:
+        limit = box.require(found(r"Max processes +1 ", file.read()), "the limit is 1")
+    return "%s, and a reload was refused: %s" % (" ".join(limit.split()), seen)
+
+
+def interrupted(box):
+    """Why the goal is missed, None where the same process runs with what was asked for."""
+    return None if box.pid() == box.steady_pid else "the service was ended and started: it was not to be interrupted"
 
 
 def hold_the_turn(box):
@@ -310,5 +334,37 @@ SCENARIOS = (
         lesson="To leave a well system alone is an answer, and the hardest one on call.",
         alerts=(),
         solved=lambda box: None if box.instance() == box.steady_instance else "the service was restarted, and nothing was wrong with it",
+    ),
+    Scenario(
+        id="D57", name="threads-refused", title="The service may start no process", layer="process", level=3, set="priv", needs="user",
+        founding="",
+        page="A reload does nothing. The settings are good, --check says so, and the service runs as ever.",
+        goal="The setting is in force, and nobody was interrupted.",
+        inject=refuse_processes,
+        expected=(
+            check("database reload_refused: the new code cannot be run: .*Resource temporarily unavailable", 0),
+            log("WARNING reload_refused reason=reload_refused .*Resource temporarily unavailable"),
+            tells("cat /proc/$PID/limits", 0, r"Max processes +1 "),
+        ),
+        quiet=(stays("/livez", 200), stays("/metrics", 200), stays("/readyz", 200), never("Traceback")),
+        deadline=8,
+        mitigation=(
+            cure("reload_refused", RAISE_PROCESSES),
+            cure("reload_refused", "./restart_service.sh reload"),
+        ),
+        traps=(
+            Trap("reload once more", "./restart_service.sh reload", "the limit is still there"),
+            Trap("stop it and start it anew", "./restart_service.sh stop; ./restart_service.sh start",
+                 "it works, and everybody was interrupted for a limit that could be raised while it runs"),
+        ),
+        hints=(
+            "What does the check say of the database, and: grep processes /proc/$PID/limits",
+            "Resource temporarily unavailable: the reload checks the new code in a child, and the service's user may have none.",
+            "Raise the limit by the command in the runbook's entry reload_refused, then ./restart_service.sh reload",
+        ),
+        prevention="TasksMax= and LimitNPROC= with room for a child; the threads that answer are all made at the start",
+        proofs=("H", "L", "Q"), cause="process-limit", anchor="reload_refused",
+        lesson="What is made at the start cannot be refused later; what is left to be refused is the reload, and it says so.",
+        alerts=("MetricsReloadRefused",), solved=interrupted,
     ),
 )
