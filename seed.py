@@ -358,6 +358,13 @@ def synthesize(args):
     return 0
 
 
+def stopped_within(seconds):
+    """Whether a stop signal, which the caller has blocked, comes within so many seconds."""
+    # After SIGSTOP and SIGCONT Python returns a siginfo of nothing where it should return None: the number tells.
+    found = signal.sigtimedwait(dbfile.STOPS, max(0, seconds))
+    return found is not None and found.si_signo in dbfile.STOPS
+
+
 class Simulation:
     """Shipments that come into being and move on."""
 
@@ -423,7 +430,7 @@ class Simulation:
     def run(self, rate):
         """Makes so many changes a second until a stop signal, which the caller has blocked, is pending; returns their number."""
         made, waiting, due = 0, False, time.monotonic()
-        while signal.sigtimedwait(dbfile.STOPS, max(0, due - time.monotonic())) is None:
+        while not stopped_within(due - time.monotonic()):
             owed = min(LIVE_BATCH, 1 + int((time.monotonic() - due) * rate))
             if self.attempt(owed):
                 made, waiting = made + owed, False

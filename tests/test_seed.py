@@ -367,6 +367,21 @@ def test_live_ends_when_its_database_has_vanished(small, tmp_path):
     assert not small.exists()
 
 
+def test_live_goes_on_after_it_was_stopped_and_continued(small):
+    def state():
+        return pathlib.Path("/proc/%d/stat" % process.pid).read_text().rpartition(")")[2].split()[0]
+
+    with living(small, "--rate", 50) as process:
+        for _ in range(5):      # wherever in its wait it is met
+            changed = os.stat(str(small)).st_mtime_ns
+            wait_for(lambda: os.stat(str(small)).st_mtime_ns > changed)
+            process.send_signal(signal.SIGSTOP)
+            wait_for(lambda: state() == "T")
+            time.sleep(0.05)    # beyond the end of a wait of 0.02 s
+            process.send_signal(signal.SIGCONT)
+        assert process.poll() is None
+
+
 def test_live_ends_when_its_database_is_replaced(small, tmp_path):
     (tmp_path / "other.db").write_bytes(b"another")
     with living(small) as process:
