@@ -550,6 +550,20 @@ def test_a_merge_brings_in_what_the_other_has_newer_and_leaves_what_is_newer_her
     assert seed(small, "--merge", other).stdout == "0 newer there, 0 stored, 0 updated, 0 unchanged\n"
 
 
+@pytest.mark.parametrize("later", ["theirs", "ours"])
+def test_of_two_changes_within_one_second_a_merge_takes_that_of_the_later_database(small, later):
+    other = copied(small, "kept.db", "UPDATE shipments SET cost = 7 WHERE id = 1; "
+                   "UPDATE shipments SET updated_at = (SELECT updated_at FROM shipments WHERE id = 2) WHERE id = 1")
+    with opened(small) as db:
+        db.execute("UPDATE shipments SET updated_at = (SELECT updated_at FROM shipments WHERE id = 2) WHERE id = 1")
+    with opened(other if later == "theirs" else small) as db:
+        db.execute("UPDATE shipments SET updated_at = '2099-01-01T00:00:00Z' WHERE id = 3")
+    cost, = [row[2] for row in all_rows(small) if row[0] == "SHP-00000001"]
+    assert seed(small, "--merge", other).returncode == 0
+    assert [row[2] for row in all_rows(small) if row[0] == "SHP-00000001"] == [7 if later == "theirs" else cost]
+    assert cost != 7 and "0 stored, 0 updated" in seed(small, "--merge", other).stdout
+
+
 def test_a_merge_from_a_newer_schema_takes_the_columns_of_this_one(small):
     other = copied(small, "kept.db", "ALTER TABLE shipments ADD COLUMN priority TEXT; PRAGMA user_version = 6")
     with opened(small) as db:
