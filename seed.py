@@ -68,15 +68,18 @@ SELECT (SELECT count(*) {fresh}), count(*), min(reference) {fresh}
 AND {spelled} IN (SELECT {spelled} FROM (SELECT reference FROM main.shipments ORDER BY id DESC LIMIT 100000))
 """.format(fresh=FRESH, spelled=SPELLED)
 
-# What another database has that this one lacks, or changed later.
+# What another database has that this one lacks, or changed later. Of two changes within one second that of the database whose
+# newest change is later counts: in a kept file that is its own, in a backup it is ours.
 ATTACH = "ATTACH ? AS other"
 OTHER_COLUMNS = "PRAGMA other.table_info(shipments)"
 OTHER_LAST = "SELECT ifnull(max(id), 0) FROM other.shipments"
 NEWER = """
 FROM other.shipments AS theirs WHERE {which} AND NOT EXISTS (
-  SELECT 1 FROM main.shipments AS ours WHERE ours.reference = theirs.reference AND ours.updated_at >= theirs.updated_at)
+  SELECT 1 FROM main.shipments AS ours WHERE ours.reference = theirs.reference AND
+    (ours.updated_at > theirs.updated_at OR ours.updated_at = theirs.updated_at AND {settled}))
 """
 TAKE = "INSERT INTO incoming ({columns}) SELECT {columns} " + NEWER
+LATER = "SELECT (SELECT max(updated_at) FROM main.shipments) > (SELECT max(updated_at) FROM other.shipments)"
 
 SIZE = "SELECT ifnull(max(id), 0) FROM shipments"               # at least the number of rows, without counting them
 STORED = "SELECT count(*) FROM shipments WHERE id > ?"
@@ -358,6 +361,13 @@ def synthesize(args):
     return 0
 
 
+def stopped_within(seconds):
+    """Whether a stop signal, which the caller has blocked, comes within so many seconds."""
+    # After SIGSTOP and SIGCONT Python returns a siginfo of nothing where it should return None: the number tells.
+    found = signal.sigtimedwait(dbfile.STOPS, max(0, seconds))
+    return found is not None and found.si_signo in dbfile.STOPS
+
+
 class Simulation:
     """Shipments that come into being and move on."""
 
@@ -423,7 +433,7 @@ class Simulation:
     def run(self, rate):
         """Makes so many changes a second until a stop signal, which the caller has blocked, is pending; returns their number."""
         made, waiting, due = 0, False, time.monotonic()
-        while signal.sigtimedwait(dbfile.STOPS, max(0, due - time.monotonic())) is None:
+        while not stopped_within(due - time.monotonic()):
             owed = min(LIVE_BATCH, 1 + int((time.monotonic() - due) * rate))
             if self.attempt(owed):
                 made, waiting = made + owed, False
@@ -514,10 +524,20 @@ def import_csv(args):
     return 1 if report.rows else 0
 
 
-def salvage(db, columns):
+def is_later(db):
+    """Whether our newest change is later than that of the other database; not where that cannot be read."""
+    try:
+        return bool(db.execute(LATER).fetchone()[0])
+    except sqlite3.DatabaseError as error:
+        if "malformed" not in str(error):
+            raise
+        return False
+
+
+def salvage(db, take):
     """Stages what is newer in a damaged database, row by row; returns the ids that cannot be read. Raises sqlite3.Error where
     not even its end can be found."""
-    take, lost = TAKE.format(columns=", ".join(columns), which="theirs.id = ?"), []
+    lost = []
     last, = db.execute(OTHER_LAST).fetchone()
     for number in range(1, last + 1):
         if dbfile.caught:
@@ -539,15 +559,17 @@ def stage_newer(db, path):
     if not {"reference", "status", "updated_at"} <= set(columns):
         raise Refused("%s has no table shipments with the columns reference, status and updated_at" % path)
     db.execute(schema().shipments.replace("CREATE TABLE shipments (", "CREATE TEMP TABLE incoming (", 1))
+    same = "(%s) IS (%s)" % tuple(", ".join(side + column for column in columns) for side in ("ours.", "theirs."))
+    take = functools.partial(TAKE.format, columns=", ".join(columns), settled="1" if is_later(db) else same)
     try:
-        db.execute(TAKE.format(columns=", ".join(columns), which="1"))
+        db.execute(take(which="1"))
         return columns, []
     except sqlite3.IntegrityError as error:
         raise Refused("%s holds shipments that schema.sql does not allow: %s" % (path, " ".join(str(error).split())))
     except sqlite3.DatabaseError as error:
         if "malformed" not in str(error):
             raise
-        return columns, salvage(db, columns)
+        return columns, salvage(db, take(which="theirs.id = ?"))
 
 
 def stage_other(db, path):

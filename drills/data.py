@@ -61,6 +61,15 @@ def freeze_behind_a_future_row(box):
     return proof + ", and SHP-00000003 says that it changed in 2099"
 
 
+def wake_and_delete(box):
+    box.signal(box.writing, signal.SIGCONT)
+    box.sql("DELETE FROM shipments WHERE updated_at > '2098'")
+
+
+def future_fault(box):
+    return None if count(box, "reference = 'SHP-00000003'") == 1 else "SHP-00000003 is gone"
+
+
 def mend_the_future_row(box):
     write_csv(box, "again", ["ref,state"] + ["%s,%s" % box.sql("SELECT reference, status FROM shipments WHERE id = 3")[0]],
               "SELECT ref AS reference, state AS status FROM csv\n")
@@ -385,7 +394,7 @@ SCENARIOS = (
         traps=(
             Trap("only wake the feed", lambda box: box.signal(box.writing, signal.SIGCONT), "the check still warns: with the row of 2099 "
                  "every tool that takes the plain maximum is blind for 70 years"),
-            Trap("delete the row", by_sql("DELETE FROM shipments WHERE updated_at > '2098'"), "the time is wrong, the shipment is not"),
+            Trap("delete the row", wake_and_delete, "the time is wrong, the shipment is not"),
         ),
         hints=(
             "See the age in the check, and the rows that are ahead: the second command of the runbook's future_changes.",
@@ -395,7 +404,7 @@ SCENARIOS = (
         prevention="updated_at by the database's own clock, which is the default of the column",
         proofs=(("F", "id <> 3"), "L", "Q", "V", "C"), cause="future-row", anchor="future_changes",
         lesson="A maximum believes whoever exaggerates most. Freshness is what is true by now.",
-        alerts=("MetricsChangesInFuture", "MetricsShipmentsFrozen"),
+        alerts=("MetricsChangesInFuture", "MetricsShipmentsFrozen"), solved=future_fault,
     ),
     Scenario(
         id="D46", name="zone-mistake", title="A feed writes Tokyo's local time as if it were UTC", layer="data", level=3, set="ci", needs="",

@@ -177,7 +177,7 @@ def product_files():
 
 def prove(database, ledger, condition="1"):
     """What proofs.py finds, as a dict."""
-    command = [sys.executable, os.path.join(ROOT, "drills", "proofs.py"), database, ledger, condition]
+    command = [sys.executable, "-E", "-S", os.path.join(ROOT, "drills", "proofs.py"), database, ledger, condition]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={"PATH": os.environ.get("PATH", "")})
     if done.returncode:
         raise Inconclusive("proofs.py: " + done.stderr.decode()[-300:])
@@ -186,7 +186,7 @@ def prove(database, ledger, condition="1"):
 
 def acknowledge_rows(database, ledger):
     """Lets the writer store its first rows."""
-    process = subprocess.Popen([sys.executable, writer.__file__, database, ledger, "0.001"])
+    process = subprocess.Popen([sys.executable, "-E", "-S", writer.__file__, database, ledger, "0.001"])
     try:
         wait_for(lambda: len(writer.read_ledger(ledger)) >= FIRST_ROWS or process.poll() is not None, PATIENCE)
     finally:
@@ -345,7 +345,10 @@ class Sandbox:
         os.mkdir(self.path("bin"))
         shutil.copy(writer.__file__, self.path("bin/writer.py"))
         self.python3 = os.path.join(self.folder, "bin", "python3")
-        os.symlink(SYSTEM_PYTHON if self.user else sys.executable, self.python3)
+        interpreter = os.path.realpath(SYSTEM_PYTHON if self.user else sys.executable)
+        os.symlink(interpreter, self.python3)
+        # A virtual environment without packages: bare Python, whatever the host has installed beside it.
+        self.write("pyvenv.cfg", "home = %s\ninclude-system-site-packages = false\n" % os.path.dirname(interpreter))
         os.mkdir(self.path("home"))
         self.write(self.env_file, "METRICS_DB_PATH=shipments.db\nMETRICS_PORT=%d\nMETRICS_LOG_FILE=metrics.log\n"
                                   "METRICS_QUERY_TIMEOUT=%g\n" % (self.port, LOCK_SECONDS))

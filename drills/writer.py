@@ -105,7 +105,8 @@ class Writer:
                 self.commit(reference, version)
             except (sqlite3.Error, OSError) as error:
                 print("%s %s: %s" % (reference, type(error).__name__, error), file=sys.stderr, flush=True)
-            if signal.sigtimedwait({signal.SIGTERM}, seconds):
+            found = signal.sigtimedwait({signal.SIGTERM}, seconds)
+            if found and found.si_signo == signal.SIGTERM:  # after SIGSTOP and SIGCONT Python returns a siginfo of nothing
                 return
 
 

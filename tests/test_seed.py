@@ -367,6 +367,21 @@ def test_live_ends_when_its_database_has_vanished(small, tmp_path):
     assert not small.exists()
 
 
+def test_live_goes_on_after_it_was_stopped_and_continued(small):
+    def state():
+        return pathlib.Path("/proc/%d/stat" % process.pid).read_text().rpartition(")")[2].split()[0]
+
+    with living(small, "--rate", 50) as process:
+        for _ in range(5):      # wherever in its wait it is met
+            changed = os.stat(str(small)).st_mtime_ns
+            wait_for(lambda: os.stat(str(small)).st_mtime_ns > changed)
+            process.send_signal(signal.SIGSTOP)
+            wait_for(lambda: state() == "T")
+            time.sleep(0.05)    # beyond the end of a wait of 0.02 s
+            process.send_signal(signal.SIGCONT)
+        assert process.poll() is None
+
+
 def test_live_ends_when_its_database_is_replaced(small, tmp_path):
     (tmp_path / "other.db").write_bytes(b"another")
     with living(small) as process:
@@ -533,6 +548,20 @@ def test_a_merge_brings_in_what_the_other_has_newer_and_leaves_what_is_newer_her
     assert [found[row[0]] for row in before[1:]] == before[1:]
     assert seed(small, "--verify").returncode == 0
     assert seed(small, "--merge", other).stdout == "0 newer there, 0 stored, 0 updated, 0 unchanged\n"
+
+
+@pytest.mark.parametrize("later", ["theirs", "ours"])
+def test_of_two_changes_within_one_second_a_merge_takes_that_of_the_later_database(small, later):
+    other = copied(small, "kept.db", "UPDATE shipments SET cost = 7 WHERE id = 1; "
+                   "UPDATE shipments SET updated_at = (SELECT updated_at FROM shipments WHERE id = 2) WHERE id = 1")
+    with opened(small) as db:
+        db.execute("UPDATE shipments SET updated_at = (SELECT updated_at FROM shipments WHERE id = 2) WHERE id = 1")
+    with opened(other if later == "theirs" else small) as db:
+        db.execute("UPDATE shipments SET updated_at = '2099-01-01T00:00:00Z' WHERE id = 3")
+    cost, = [row[2] for row in all_rows(small) if row[0] == "SHP-00000001"]
+    assert seed(small, "--merge", other).returncode == 0
+    assert [row[2] for row in all_rows(small) if row[0] == "SHP-00000001"] == [7 if later == "theirs" else cost]
+    assert cost != 7 and "0 stored, 0 updated" in seed(small, "--merge", other).stdout
 
 
 def test_a_merge_from_a_newer_schema_takes_the_columns_of_this_one(small):
