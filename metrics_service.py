@@ -52,7 +52,7 @@ import openmetrics
 import schema_check
 import supervision
 import webserver
-from eventlog import NAME, Log, caused_by, errno_reason, event, install
+from eventlog import CHECK_AGENT, NAME, Log, caused_by, errno_reason, event, install
 from exposition import instant, rounded, unix_time
 from schema_check import Finding
 from store import REASONS, WAL, Snapshot, Store, Trouble, in_force
@@ -270,6 +270,7 @@ class Service:
         self.log, self.store, self.credentials, self.certificate_end = log, store, credentials, certificate_end
         self.loaded = loaded              # supervision.digest() of the env file as it was read
         self.access_log, self.slow_seconds = access_log, slow_seconds or float("inf")
+        self.checked_at = None            # Unix time at which health_check.py asked last
         self.refusal = None               # (time, why) of the last reload, where it was refused
         self.instance = os.urandom(16).hex()  # new at every start: how a restart proves that the new one answers
         self.started, self.started_at = time.monotonic(), time.time()
@@ -432,8 +433,11 @@ class Service:
         return int(value) if re.match(r"[1-9]\d{0,2}\Z", value, re.ASCII) and int(value) <= exposition.HISTORY_HOURS else None
 
     def livez(self, request, trusted):
-        return messages.json_answer(200, {"service": NAME, "instance": self.instance, "started_at": instant(self.started_at),
-                                          "env_file": self.loaded})
+        if request.headers.get("user-agent", "").startswith(CHECK_AGENT):
+            self.checked_at = time.time()
+        return messages.json_answer(200, {
+            "service": NAME, "instance": self.instance, "started_at": instant(self.started_at), "env_file": self.loaded,
+            "checked_at": instant(self.checked_at) if self.checked_at else None})
 
     def readyz(self, request, trusted):
         checks = {"database:shipments": self.database_entry(), "database:schema": self.schema_entry(),

@@ -16,7 +16,8 @@ The commands serve restart_service.sh, which says --pid-file, --host and --port 
   start    start a command detached, its output appended to PIDFILE.out, and await it; exit as await
   replace  the same while an instance runs, which is ended once the new one waits for its lock; exit as await
   reload   have the instance load its code and settings anew, and await that; exit as await, 1 also when it refuses
-  await    wait until the instance is ready and print URL, instance id, since when it serves, and its env file's digest;
+  await    wait until the instance is ready and print URL, instance id, since when it serves, its env file's digest, and when
+           health_check.py asked last, - for what it does not say;
            exit 0 ready, 1 ended or nobody listens, 3 it answers but is not ready, 4 it does not answer
   digest   print the digest of an environment file, as the instance has it of the one that it has loaded
   confirm  run the health check, given after --, on the instance; exit as it does, 0 also when it would have no
@@ -91,8 +92,8 @@ Claim = namedtuple("Claim", "words holds")                      # one part of a 
 Instance = namedtuple("Instance", "pid started proof")
 Finding = namedtuple("Finding", "instance unproven")            # Instance or None; sentences that name who might be it
 Handover = namedtuple("Handover", "lock state")                 # descriptor of the locked PID file; bytes
-Answer = namedtuple("Answer", "url instance since ready open detail refusal loaded")   # None: not said; detail: why not ready
-NO_ANSWER = Answer(None, None, None, False, True, None, None, None)     # open: it tells strangers more than its status
+Answer = namedtuple("Answer", "url instance since ready open detail refusal loaded checked")  # None: not said; detail: why not ready
+NO_ANSWER = Answer(None, None, None, False, True, None, None, None, None)       # open: it tells strangers more than its status
 
 
 class EnvFileError(ValueError):
@@ -979,7 +980,7 @@ def _answer(url):
     status, health = _ask(url, "/readyz")
     detail = None if status == 200 else _complaints(status, health)
     return Answer(url, live.get("instance"), live.get("started_at"), status == 200, "checks" in health, detail, _refusal(health),
-                  live.get("env_file"))
+                  live.get("env_file"), live["checked_at"] or "never" if "checked_at" in live else None)
 
 
 def inquire(pid, target):
@@ -1219,7 +1220,7 @@ def cmd_stop(target, options):
 
 def _report(answer, options):
     if answer.instance:
-        print(answer.url, answer.instance, *filter(None, (answer.since, answer.loaded)))
+        print(answer.url, answer.instance, *(word or "-" for word in (answer.since, answer.loaded, answer.checked)))
     if answer.ready and answer.instance != options.old:
         return 0
     say("not ready: {}".format(answer.detail or "the old instance still answers"))

@@ -1,7 +1,9 @@
 """Drills of configuration, identity and monitoring."""
 
+import calendar
 import functools
 import os
+import re
 import signal
 import subprocess
 import time
@@ -334,6 +336,20 @@ def bypass_proxy(box):
     edit_crontab(box, "PATH=", "no_proxy=0.0.0.0\nPATH=")
 
 
+def drop_the_line(box):
+    edit_crontab(box, "*/5 * * * *", "#*/5 * * * *")
+    done = box.check()
+    box.require("nothing to do" in done.command, "cron has nothing to do")
+    return "crontab has no line of the check: " + done.command
+
+
+def unwatched(box):
+    """How long the check has not been at the service, by its own word, once that is longer than cron's period (here a second)."""
+    told = re.search(r"^checked: (\S+) by health_check.py", box.status().output, re.MULTILINE)
+    age = told and time.time() - calendar.timegm(time.strptime(told.group(1), "%Y-%m-%dT%H:%M:%SZ"))
+    return "%s, which is %.0f s ago" % (told.group(), age) if age and age > 2 else None
+
+
 def mistype_the_name(box):
     edit_crontab(box, "//0.0.0.0:", "//metrics..example:")
     return "crontab has " + found("--url", box.read("app/crontab"))
@@ -481,7 +497,7 @@ SCENARIOS = (
             http("/metrics", 401, '"reason": "credentials"'),
             log("WARNING login_failed reason=credentials status=401"),
         ),
-        quiet=(stays("/livez", 200), stays("/readyz", 200), same_instance(), never(" ERROR "), never("Traceback")),
+        quiet=(stays("/livez", 200), same_instance(), never(" ERROR "), never("Traceback")),
         deadline=5,
         mitigation=(
             by_hand("give the check the password that is in force, as the runbook's credentials says: one line, mode 0600",
@@ -652,7 +668,36 @@ SCENARIOS = (
         prevention="one deadline over the whole check, not for each read: runs never pile up",
         proofs=("H", "L", "Q"), cause="port-taken", anchor="too_slow",
         lesson="A timeout for each read is no timeout: a peer that drips holds the check for ever, and cron starts the next one.",
-        alerts=("MetricsCheckStopped",), solved=neighbour_hurt,
+        alerts=("MetricsServiceDown",), solved=neighbour_hurt,
+    ),
+    Scenario(
+        id="D61", name="watcher-dead", title="Nobody watches any more", layer="monitoring", level=2, set="ci", needs="", founding="",
+        prepare=by_cron,
+        page="It has been so quiet since the crontab was cleaned up. Are we that good?",
+        goal="The check runs every five minutes again; the service is not touched.",
+        inject=drop_the_line,
+        expected=(
+            Signal("status tells when the check was here last", unwatched),
+        ),
+        quiet=SERVING,
+        deadline=10,
+        mitigation=(
+            by_hand("put the line back where cron reads it, as the runbook's MetricsCheckStopped says",
+                    lambda box: edit_crontab(box, "#*/5 * * * *", "*/5 * * * *")),
+        ),
+        traps=(
+            Trap("run the check once by hand", 'python3 health_check.py --url "$URL"', "it is content, this once; at night nobody runs it by hand"),
+            Trap("restart the service", "./restart_service.sh", "the script runs the check once, and it looks watched for five minutes"),
+        ),
+        hints=(
+            "./restart_service.sh status says when the check was here last. The crontab is in the file crontab.",
+            "Silence looks like health: the line of the check is commented out, so that nobody asks and nobody mails.",
+            "Take the # away in crontab; then look at the log for what was missed",
+        ),
+        prevention="a dead-man switch (--ping), or the age of the check's textfile: who watches the watcher is somewhere else",
+        proofs=("H", "L", "Q"), cause="no-check", anchor="metricscheckstopped",
+        lesson="No news is no news. The age of the last check is a figure like any other, and the one that cron cannot mail.",
+        alerts=("MetricsCheckStopped",),
     ),
     Scenario(
         id="D62", name="bad-link", title="The way to the service swallows everything", layer="network", level=2, set="ci", needs="", founding="",
