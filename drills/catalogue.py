@@ -29,5 +29,9 @@ UNDRILLED = {
     "MetricsOverdueHigh": SLOW,
     "MetricsOverdueRising": SLOW,
     "MetricsOnTimeCollapsed": SLOW,
-    "MetricsDeliveriesStopped": SLOW,
+    "MetricsMigrationLong": SLOW,
+    "MetricsRequestsSlow": SLOW,
+    "MetricsConnectionsNearLimit": "thousands of connections say more of the host than of the product; tests/test_guard.py opens them",
+    "MetricsConnectionsRefused": "as MetricsConnectionsNearLimit",
+    "MetricsLogLinesLost": "nothing is left to see it by but the counter; tests/test_log.py loses lines",
 }

@@ -21,6 +21,7 @@ from drills.scenario import Inconclusive
 ENGINE = ["drill.py"] + sorted("drills/" + name for name in os.listdir(os.path.dirname(os.path.abspath(__file__))) if name.endswith(".py"))
 FINE = ("ok", "learning")
 AFTERMATH = ("recovered", "database_replaced", "shipments_dropped", "shipments_jumped")     # of warnings: it was, and is over
+LINKS = 2                               # that somebody follows in the runbook from what the check names
 READINGS = 3                            # good ones in a row make a steady state
 READING_PAUSE = 0.05                    # seconds
 RECOVERY_SECONDS = 20
@@ -283,6 +284,16 @@ class Run:
             if broken:
                 self.journal.write("watcher", "quiet_violation", {"quiet": quiet.text, "broken": broken})
 
+    def find_way(self, box):
+        """At level 1 the links of the check's output lead to the entry that has the cure, within two more; complaints."""
+        text = box.check().output
+        reached = known = set(re.findall(r"docs/runbook\.md#(\w+)", text))
+        for _ in range(LINKS):
+            reached = {link for anchor in reached for link in re.findall(r"\]\(#([\w-]+)\)", box.entry(anchor))}
+            known = known | reached
+        lost = self.scenario.level == 1 and known and self.scenario.anchor not in known
+        return ["the runbook leads from the check's output to %s, not to %s" % (", ".join(sorted(known)), self.scenario.anchor)] if lost else []
+
     def diagnose(self, box):
         """The first commands of the runbook's entry have to work whatever is broken."""
         done = box.runbook(box.first_commands(self.scenario.anchor))
@@ -349,7 +360,7 @@ class Run:
         _, complaints = self.break_it(box)
         reasons = [] if complaints or self.scenario.cause == "none" else ["the checker was content while the fault was in"]
         self.look_at_quiet(box)
-        reasons += self.diagnose(box)
+        reasons += self.find_way(box) + self.diagnose(box)
         self.mitigate(box)
         reasons += self.await_recovery(box)
         box.unwatch()

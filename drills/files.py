@@ -215,7 +215,7 @@ SCENARIOS = (
         quiet=LOG_QUIET,
         deadline=8,
         mitigation=(
-            cure("log_fallback", 'chmod u+w "$METRICS_LOG_FILE"'),
+            cure("denied", "chmod u+w FILE", FILE=lambda box: box.log_file),
         ),
         traps=(
             Trap("restart the service", "./restart_service.sh", "the new one meets the same file and falls back as the old one did"),
@@ -224,7 +224,7 @@ SCENARIOS = (
         ),
         hints=LOG_HINTS + ("chmod u+w metrics.log (its owner is right); the next line or request after 5 s writes to it. No restart.",),
         prevention="the rotation creates the file with the service's owner and mode: deploy/logrotate has it",
-        proofs=("H", "L", "Q"), cause="log-mode", anchor="log_fallback",
+        proofs=("H", "L", "Q"), cause="log-mode", anchor="denied",
         lesson="The least important file must not stop the service; what cannot be logged there is logged elsewhere, and said once.",
         alerts=("MetricsLogFallback",),
         solved=lambda box: "everybody may write the log file" if os.stat(box.log_file).st_mode & 0o002 else None,
@@ -243,7 +243,7 @@ SCENARIOS = (
         quiet=LOG_QUIET,
         deadline=8,
         mitigation=(
-            by_hand("mv the folder aside, as the runbook's log_fallback says: mv metrics.log metrics.log.folder",
+            by_hand("mv the folder aside, as the runbook's not_a_file says: mv metrics.log metrics.log.folder",
                     lambda box: box.shell("mv metrics.log metrics.log.folder")),
         ),
         traps=(
@@ -252,7 +252,7 @@ SCENARIOS = (
         ),
         hints=LOG_HINTS + ("Move the folder aside: mv metrics.log metrics.log.folder; the service makes the file itself. No restart.",),
         prevention="create the file before a container mounts it: a mount of a missing file makes a folder",
-        proofs=("H", "L", "Q"), cause="log-not-a-file", anchor="log_fallback",
+        proofs=("H", "L", "Q"), cause="log-not-a-file", anchor="not_a_file",
         lesson="The same symptom has several causes; the reason word tells them apart before anybody types chmod.",
         alerts=("MetricsLogFallback",),
     ),

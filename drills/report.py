@@ -12,7 +12,7 @@ PEOPLE = "(for people to write)"
 
 def plain(shown):
     """A terminal's output without its control sequences, carriage returns taken as ends of lines."""
-    return ESCAPES.sub("", shown.replace("\r\n", "\n").replace("\r", "\n"))
+    return ESCAPES.sub("", re.sub("\r+\n|\r", "\n", shown))
 
 
 def terminal(commands):

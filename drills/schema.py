@@ -129,7 +129,7 @@ SCENARIOS = (
         prevention="migrate.py is the way to change the schema: it records each step, and compares",
         proofs=("F", "L", "Q", "V", "S"), cause="column-renamed", anchor="schema_mismatch",
         lesson="A schema is a contract that somebody outside can break at any moment; a 500 that names the column saves the hour of search.",
-        alerts=("MetricsSchemaMismatch", "MetricsErrorsHigh"),
+        alerts=("MetricsSchemaMismatch", "MetricsErrorsHigh", "MetricsLogErrors"),
     ),
     Scenario(
         id="D30", name="schema-newer", title="The next release has migrated the database, and was then called off", layer="schema",
