@@ -244,10 +244,13 @@ class Run:
                              "mode": self.mode, "seed": 1, "started_at": journal.utc(), "host": journal.host(),
                              "service": hashes(product_files()), "engine": engine()})
 
+    def last_check(self, box):
+        """What the check said last, in words."""
+        return next(done.output for done in reversed(box.commands) if "health_check.py" in done.command and "json" not in done.command)
+
     def keep_evidence(self, box, when):
         """Writes down what the box looks like now; the names of the files."""
-        last = next((done for done in reversed(box.commands) if "health_check.py" in done.command and "json" not in done.command), None)
-        texts = {"check-%s.txt": last.output if last else "", "metrics-%s.txt": box.probe("/metrics?format=text").body,
+        texts = {"check-%s.txt": self.last_check(box), "metrics-%s.txt": box.probe("/metrics?format=text").body,
                  "log-%s.txt": box.read(box.log_file) + box.read(box.out_file)}
         for name, text in texts.items():
             with open(os.path.join(self.folder, name % when), "w") as file:
@@ -286,7 +289,7 @@ class Run:
 
     def find_way(self, box):
         """At level 1 the links of the check's output lead to the entry that has the cure, within two more; complaints."""
-        text = box.check().output
+        text = self.last_check(box)
         reached = known = set(re.findall(r"docs/runbook\.md#(\w+)", text))
         for _ in range(LINKS):
             reached = {link for anchor in reached for link in re.findall(r"\]\(#([\w-]+)\)", box.entry(anchor))}
