@@ -66,6 +66,10 @@ def listed(database, folder):
     return [backup for _, _, backup in sorted(found, reverse=True)]
 
 
+def bears_our_name(path):
+    return re.fullmatch(NAME.format(".+"), os.path.basename(path)) is not None
+
+
 def draft_path(database, folder):
     return os.path.join(folder, os.path.basename(database) + ".backup.part")
 

@@ -15,6 +15,7 @@ import math
 import os
 import re
 import select
+import stat
 import sys
 import threading
 import time
@@ -59,6 +60,16 @@ def errno_reason(error):
 def file_identity(status):
     """What tells one file from another that bears its name."""
     return status.st_dev, status.st_ino
+
+
+def half_line(descriptor):
+    """Whether a file ends in half a line, as a full disk leaves it. Of one that this user may write and not read, nobody knows."""
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode) or not status.st_size:
+        return False
+    with contextlib.suppress(OSError), open("/proc/self/fd/%d" % descriptor, "rb") as file:
+        return os.pread(file.fileno(), 1, status.st_size - 1) != b"\n"
+    return False
 
 
 def made(level, name, fields):
@@ -274,6 +285,7 @@ class Log(logging.Handler):
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
         self.descriptor = os.open(self.path, flags | (os.O_NOFOLLOW if os.geteuid() == 0 else 0), 0o640)
         self.inode = file_identity(os.fstat(self.descriptor))
+        self.torn = self.torn or half_line(self.descriptor)     # by whoever wrote before us: our line must not end as a part of it
 
     def write_file(self, line):
         """Appends the line. Raises OSError."""
@@ -365,8 +377,9 @@ class Log(logging.Handler):
         if over:
             self.last_recovery = record.created
         if over or record.levelno >= self.threshold:  # whoever was told of the trouble is told of its end, at any level
-            if not self.thinning.left_out(record):
-                self.write(record)
+            with contextlib.suppress(MemoryError):      # a line may be lost, never the request that it tells of
+                if not self.thinning.left_out(record):
+                    self.write(record)
 
     def access(self, **fields):
         """Writes the line of one request, at any level: it is there only where it was asked for by its own setting."""

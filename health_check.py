@@ -308,6 +308,20 @@ def find_proxy(url):
     return urlsplit(proxy if "//" in proxy else "http://" + proxy)
 
 
+class Lines:
+    """A file that keeps the last line read: http.client takes the end of the connection for the end of an answer's head."""
+
+    def __init__(self, file):
+        self.file, self.last = file, b""
+
+    def readline(self, *limit):
+        self.last = self.file.readline(*limit)
+        return self.last
+
+    def __getattr__(self, name):
+        return getattr(self.file, name)
+
+
 class Exchange:
     """One GET over a connection of its own. stage and peer tell whoever stops waiting how far it came."""
 
@@ -353,7 +367,10 @@ class Exchange:
         if not response.fp.peek(1):
             raise http.client.RemoteDisconnected
         self.stage = HEAD
+        head = response.fp = Lines(response.fp)
         response.begin()
+        if head.last not in (b"\r\n", b"\n"):
+            raise http.client.IncompleteRead(b"")
         self.stage = BODY
         body = response.read(BODY_LIMIT + 1)
         if response.length and len(body) <= BODY_LIMIT:     # read(n) takes the end of the connection for the end of the body
@@ -546,10 +563,22 @@ def disagreement(figures, clock):
     return None
 
 
+def disturbances(site):
+    """(reason, sentence) of what happened to the rows within the window of the log, which figures of now do not show."""
+    since, database = stamp(site.clock - site.settings.log_window), site.figures["database"] if site.figures else {}
+    if (database.get("replaced_at") or "") >= since:
+        former = "; the one before is still open: copy {former_file} before any restart" if database.get("former_file") else ""
+        yield "database_replaced", ("another file bears the database's name since {replaced_at}" + former).format(**database)
+    if (database.get("leapt_at") or "") >= since:
+        reason = "shipments_dropped" if database["leapt_to"] < database["leapt_from"] else "shipments_jumped"
+        yield reason, "{leapt_from} shipments became {leapt_to} at {leapt_at}".format(**database)
+
+
 def check_database(site):
     require(site.instance)
     status, entries = read_health(site)
     troubled = [entry for _, entry in entries if entry.get("status") != "pass"]
+    troubled.sort(key=lambda entry: entry["status"] != "fail")      # the nearest cause first
     if status is FAILING:
         return Finding(FAILING, *tell(troubled))
     counts = [entry.get("observedValue") for name, entry in entries if name == "database:shipments"]
@@ -558,7 +587,12 @@ def check_database(site):
     wrong = site.figures and disagreement(site.figures, site.clock)
     if wrong:
         return Finding(FAILING, "inconsistent", wrong)
-    return Finding(WARNING, *tell(troubled)) if troubled else Finding(OK, None, "{} shipments counted".format(counts[0]))
+    if troubled:
+        return Finding(WARNING, *tell(troubled))
+    told = list(disturbances(site))
+    if told:
+        return Finding(WARNING, told[0][0], "; ".join(words for _, words in told))
+    return Finding(OK, None, "{} shipments counted".format(counts[0]))
 
 
 def check_latency(site):
@@ -696,6 +730,14 @@ def judge_report(site):
     return Finding(FAILING, "log_errors", "errors since the start: {}, the last at {}Z".format(count, last))
 
 
+def of_this_run(entries, instance):
+    """The entries without those of the run before, which may write its last ones while this one already waits to take over."""
+    started = next((number for number, entry in enumerate(entries) if instance and event_of(entry) == "service_started"
+                    and dict(LOG_FIELD.findall(entry.text)).get("instance") == instance), 0)
+    ended = max((number for number in range(started) if event_of(entries[number]) == "service_stopped"), default=-1)
+    return entries[ended + 1:]
+
+
 def judge_file(site):
     """The finding on the log file; what its tail does not reach is judged by the service's own report."""
     path, since = site.settings.log_file, earliest(site, time.time())
@@ -705,6 +747,7 @@ def judge_file(site):
         raise Trouble(UNKNOWN, "timeout", "reading {} takes too long".format(path))
     except OSError as error:
         raise Trouble(UNKNOWN, FILE_REASONS.get(type(error), "io_error"), "{}: {}".format(path, error.strerror))
+    entries = of_this_run(entries, site.instance)
     errors = [entry for entry in entries if is_error(entry) and not (site.logging and entry.text.startswith(REFUSED_START))]
     ends = {event_of(entry): entry.time for entry in sorted(entries) if event_of(entry) in ENDED_BY.values()}
     lasting = [entry for entry in errors if entry.time > ends.get(ENDED_BY.get(event_of(entry)), "")]

@@ -53,10 +53,10 @@ import pages
 import schema_check
 import supervision
 import webserver
-from eventlog import NAME, Log, caused_by, errno_reason, event, install
+from eventlog import CHECK_AGENT, NAME, Log, caused_by, errno_reason, event, install
 from exposition import instant, rounded, unix_time
 from schema_check import Finding
-from store import REASONS, Snapshot, Store, Trouble, in_force
+from store import REASONS, WAL, Snapshot, Store, Trouble, in_force
 
 del sys.modules["ssl"]
 
@@ -287,10 +287,13 @@ Wanted = collections.namedtuple("Wanted", "form zipped history")    # what one a
 class Service:
     """The application behind the server: one function a route, one place that turns trouble into a status code."""
 
-    def __init__(self, log, store, credentials=None, certificate_end=None, access_log=False, slow_seconds=0, trends=None):
+    def __init__(self, log, store, credentials=None, certificate_end=None, access_log=False, slow_seconds=0, trends=None,
+                 loaded=None):
         self.log, self.store, self.credentials, self.certificate_end = log, store, credentials, certificate_end
+        self.loaded = loaded              # supervision.digest() of the env file as it was read
         self.access_log, self.slow_seconds = access_log, slow_seconds or float("inf")
         self.trends = trends              # trends.Published, where a check's file is to be told
+        self.checked_at = None            # Unix time at which health_check.py asked last
         self.refusal = None               # (time, why) of the last reload, where it was refused
         self.instance = os.urandom(16).hex()  # new at every start: how a restart proves that the new one answers
         self.started, self.started_at = time.monotonic(), time.time()
@@ -481,7 +484,11 @@ class Service:
         return messages.Response(200, "text/plain; charset=utf-8", text.encode("utf-8"))
 
     def livez(self, request, trusted):
-        return messages.json_answer(200, {"service": NAME, "instance": self.instance, "started_at": instant(self.started_at)})
+        if request.headers.get("user-agent", "").startswith(CHECK_AGENT):
+            self.checked_at = time.time()
+        return messages.json_answer(200, {
+            "service": NAME, "instance": self.instance, "started_at": instant(self.started_at), "env_file": self.loaded,
+            "checked_at": instant(self.checked_at) if self.checked_at else None})
 
     def readyz(self, request, trusted):
         checks = dict({"database:shipments": self.database_entry()}, **self.inner_checks())
@@ -508,6 +515,8 @@ class Service:
                     "time": instant(snapshot.figures.now)}
         if snapshot.stale:
             return health_entry("datastore", "warn", snapshot.stale.reason, snapshot.stale.detail, **observed)
+        if self.store.log_inode:
+            return health_entry("datastore", "warn", "wal", "database %s: %s" % (self.store.path, WAL), **observed)
         return health_entry("datastore", "pass", **observed)
 
     def schema_entry(self):
@@ -545,7 +554,7 @@ class Service:
     def refuse_reload(self, why):
         """Keeps and logs that the last reload was refused; a good one brings another Service."""
         self.refusal = time.time(), why
-        event(logging.ERROR, "reload_refused", reason="reload_refused", detail=why + "; serving on as before")
+        event(logging.WARNING, "reload_refused", reason="reload_refused", detail=why + "; serving on as before")
 
     def words(self, url):
         """What a person wants to know, in one sentence, as the last requests have found it."""
@@ -625,6 +634,11 @@ class Service:
             "failures": dict(store.failures),
             "query_seconds": seconds,
             "replaced_total": store.replaced,
+            "replaced_at": store.replaced_at and instant(store.replaced_at),
+            "former_file": store.former[1] if store.former else None,
+            "leapt_at": store.leap and instant(store.leap.at),
+            "leapt_from": store.leap and store.leap.before,
+            "leapt_to": store.leap and store.leap.after,
         }
 
 
@@ -947,13 +961,13 @@ def trends_of(settings):
 class Life:
     """One run of the service: what it serves with, its reloads and its end."""
 
-    def __init__(self, settings, log, store, signals, env_file):
+    def __init__(self, settings, log, store, signals, env_file, loaded=None):
         self.settings, self.signals = settings, signals
         self.env_file = env_file and os.path.abspath(env_file)
         self.handler, self.certificate_end = tls_of(settings)
         self.server = self.url = None   # once it listens
         self.service = Service(log, store, credentials_of(settings), self.certificate_end, settings.access_log == "on",
-                               settings.slow_request_seconds, trends_of(settings))
+                               settings.slow_request_seconds, trends_of(settings), loaded)
         self.manager = notify.Manager(os.environ, os.getpid())
         self.watch = notify.Watch(self.manager, lambda: self.service.words(self.url), self.silence, say_silence)
 
@@ -1046,7 +1060,7 @@ class Life:
         return 0
 
 
-def prepare(settings, complaints, log, signals, env_file, patience=float("inf")):
+def prepare(settings, complaints, log, signals, env_file, patience=float("inf"), loaded=None):
     """The Life, once configuration and schema are found good; a locked database is waited for with patience, in seconds. Raises
     Refused, having logged each finding."""
     try:
@@ -1056,7 +1070,7 @@ def prepare(settings, complaints, log, signals, env_file, patience=float("inf"))
         refuse_errors(list(check_files(settings)) + guards + list(check_store(store, time.monotonic() + patience)))
         for finding in guards:
             event(logging.WARNING, "certificate_ends", reason="certificate", detail=finding.text)
-        return Life(settings, log, store, signals, env_file)
+        return Life(settings, log, store, signals, env_file, loaded)
     except Refused as refusal:
         for finding in refusal.findings:
             level = logging.ERROR if finding.grade == "error" else logging.WARNING
@@ -1113,11 +1127,11 @@ def command_settings(env_file):
 
 
 def command_serve(env_file):
-    handover = supervision.inherited()
+    handover, loaded = supervision.inherited(), supervision.digest(env_file)    # before the settings: rather one of older ones
     settings, complaints = read_settings(env_file)
     log = start_log(settings)
     with Signals() as signals:
-        life = prepare(settings, complaints, log, signals, env_file, RELOAD_PATIENCE if handover else float("inf"))
+        life = prepare(settings, complaints, log, signals, env_file, RELOAD_PATIENCE if handover else float("inf"), loaded)
         with supervision.PidFile(settings.pid_file, handover and handover.lock) as lock:
             life.start(handover)
             return life.run(lock)

@@ -43,6 +43,7 @@ HARMLESS = ("index ", "table ", "view ")    # what somebody may have added witho
 MENDABLE = ("index ", "trigger ", "view ")  # what can be made again without a look at any row
 
 VIOLATIONS = "PRAGMA foreign_key_check"
+ROWS = "SELECT * FROM shipments"
 MADE = "SELECT type, name, sql FROM sqlite_master WHERE type <> 'table' AND sql IS NOT NULL"
 EXISTING = "SELECT type, name FROM sqlite_master"
 
@@ -475,6 +476,26 @@ def apply(args, known, tell):
     return 0, dict(document, backups=paths(args))
 
 
+def undecodable(db):
+    """Yields a line for each shipment with a text that is not UTF-8, which SQLite's own checks let pass."""
+    db.text_factory = str
+    try:
+        for _ in db.execute(ROWS):
+            pass
+        return
+    except sqlite3.OperationalError as error:
+        if "decode" not in str(error):
+            raise
+    finally:
+        db.text_factory = lossless
+    rows = db.execute(ROWS)
+    names = [column[0] for column in rows.description]
+    for row in rows:
+        for name, value in zip(names, row):
+            if isinstance(value, str) and value.encode("utf-8", "surrogateescape") != value.encode("utf-8", "replace"):
+                yield "shipment %d: its %s is not UTF-8: %a" % (row[0], name, value)
+
+
 def verify(args, known, tell):
     require_there(args.db)
     state = examined(args.db, known, args.wait)
@@ -484,6 +505,8 @@ def verify(args, known, tell):
         found = state.faults + state.drift + violations(db) + list(filter(None, [backups.integrity(db)]))
         if rollups.present(db):
             found += rollups.differences(db)
+        if "shipments" in backups.counts(db):
+            found += undecodable(db)
         rows = backups.counts(db)
     for text in found:
         tell(text)
@@ -579,6 +602,23 @@ def chosen(args, version):
     return earlier[0].path
 
 
+def contradiction(path, wait):
+    """The first rollup of a database that is not what its rows say, or None."""
+    with reading(path, wait) as db:
+        return next(rollups.differences(db), None) if rollups.present(db) else None
+
+
+def require_one_moment(source, draft, args, tell):
+    """Raises Refused where the rollups of a copy of unknown making contradict its rows: copied while a writer was at work, it may
+    mix two moments and pass SQLite's own checks. A backup of ours was made under a lock, perhaps to repair just that."""
+    found = contradiction(draft, args.wait)
+    if found and not backups.bears_our_name(source):
+        raise Refused("%s cannot be put back: its rollups do not agree with its rows, as after cp under a writer: %s; nothing "
+                      "was changed" % (source, found))
+    if found:
+        tell("before that backup something had written past the triggers: 'migrate.py %s repair' mends it" % args.db)
+
+
 def fill(args, known, source, draft, tell):
     """Copies a backup into a draft and looks whether it is sound. Raises Refused, Unknown or OSError."""
     try:
@@ -592,6 +632,7 @@ def fill(args, known, source, draft, tell):
         raise Refused("%s cannot be put back: %s; nothing was changed" % (source, dbfile.explained(error, source)))
     if found or state.faults:
         raise Refused("%s cannot be put back: %s; nothing was changed" % (source, found or some(state.faults)))
+    require_one_moment(source, draft, args, tell)
     dbfile.sync(draft)
     tell("from %s: version %d, %d shipments, found sound" % (source, state.version, rows["shipments"]))
     for text in state.drift:
@@ -664,6 +705,7 @@ def parse(argv):
     add("--wait", metavar="SECONDS", type=bounded(float, 0), default=BUSY_SECONDS,
         help="for another process that holds the lock (default %d)" % BUSY_SECONDS)
     add("--keep", metavar="N", type=bounded(int, 1), default=KEEP, help="backups that apply and backup leave (default %d)" % KEEP)
+    add("--quiet", action="store_true", help="print only what did not go well, as for cron")
     add("--backup-dir", metavar="DIR", type=os.path.realpath, help="where backups are (default: beside the database)")
     args, rest = parser.parse_known_args(argv)
     if args.command == "restore" and not args.backup and rest and not rest[0].startswith("-"):
@@ -690,7 +732,8 @@ def show(text):
 
 def perform(args):
     """Runs the command; returns its exit code."""
-    tell = show if args.format == "text" else lambda text: None
+    told = []
+    tell = told.append if args.quiet else show if args.format == "text" else lambda text: None
     try:
         code, document = COMMANDS[args.command](args, steps.read_steps(), tell)
     except (Unknown, steps.StepError, sqlite3.Error, OSError) as error:
@@ -699,7 +742,9 @@ def perform(args):
         code, document = 3, {"database": args.db, "error": dbfile.explained(error, args.db)}
         dbfile.notice(document["error"])
     if args.format == "json":
-        show(json.dumps(document, indent=2))
+        told = [json.dumps(document, indent=2)]
+    for text in told if code or not args.quiet else ():
+        show(text)
     return code
 
 

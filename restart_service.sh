@@ -54,6 +54,8 @@ PROOF=                        # in words
 URL=                          # where it answers
 INSTANCE=                     # the id that it answers with, new at every start and reload
 SINCE=                        # when it was given that id, as it says itself
+LOADED=                       # digest of the env file that it has loaded; of earlier releases: -
+CHECKED=                      # when health_check.py asked it last, or never; of earlier releases: -
 SYSTEMCTL=()                  # how to reach the manager of UNIT
 UNIT=                         # systemd unit whose main process the instance is
 
@@ -177,11 +179,11 @@ refuse_unproven() {
   [[ $FOUND == [013] ]] || die "nothing was done, since it is not proven that this is the service; end it by hand if it is yours"
 }
 
-# Sets URL, INSTANCE and SINCE; returns as `supervision.py await` does.
+# Sets URL, INSTANCE, SINCE, LOADED and CHECKED; returns as `supervision.py await` does.
 ask_instance() {
   local answer status=0
   answer=$(supervise await --timeout "$1") || status=$?
-  read -r URL INSTANCE SINCE <<< "$answer"
+  read -r URL INSTANCE SINCE LOADED CHECKED <<< "$answer"
   return "$status"
 }
 
@@ -247,7 +249,7 @@ give_up() {
 change_instance() {
   local answer
   answer=$(run "${SUPERVISE[@]}" "$1" "${TARGET[@]}" --old "$INSTANCE" "${@:3}") || give_up "$2"
-  read -r URL INSTANCE SINCE <<< "$answer"
+  read -r URL INSTANCE SINCE LOADED CHECKED <<< "$answer"
 }
 
 start_instance() {
@@ -346,8 +348,23 @@ cmd_reload() {
   confirm_healthy
 }
 
+# Says what the env file has that the instance has not. Its time alone may lie: an older copy that was put back has an older one.
+compare_settings() {
+  local changed=''
+  [[ -e $ENV_FILE ]] || return 0
+  changed=$(as_time "$(stat -L -c %Y -- "$ENV_FILE")")
+  if [[ $DOUBTFUL ]]; then
+    printf 'settings: %s would be refused; --check says why\n' "$ENV_FILE"
+  elif [[ $LOADED != - ]]; then
+    [[ $(supervise digest --env-file "$ENV_FILE") == "$LOADED" ]] ||
+      printf 'settings: %s, changed at %s, has others than it runs with; reload or restart to load them\n' "$ENV_FILE" "$changed"
+  elif [[ $changed > $SINCE ]]; then
+    printf 'settings: %s was changed after the start; reload or restart to load it\n' "$ENV_FILE"
+  fi
+}
+
 cmd_status() {
-  local changed='' answers=0 ready=ready
+  local answers=0 ready=ready
   find_instance
   refuse_unproven
   if ((FOUND != 0)); then
@@ -359,13 +376,11 @@ cmd_status() {
   ask_instance 0 || answers=$?
   ((answers == 0)) || ready='not ready'
   ((answers == 0 || answers == 3)) || die "pid $PID, which $PROOF, does not answer"
-  SINCE=${SINCE:-$(as_time "$STARTED")}
+  [[ $SINCE != - ]] || SINCE=$(as_time "$STARTED")
   printf 'running: pid %s since %s, %s, instance %s, %s\n' "$PID" "$SINCE" "$URL" "$INSTANCE" "$ready"
   printf 'proof: it %s\n' "$PROOF"
-  [[ ! -e $ENV_FILE ]] || changed=$(as_time "$(stat -L -c %Y -- "$ENV_FILE")")
-  if [[ $changed > $SINCE ]]; then
-    printf 'settings: %s was changed after the start; reload or restart to load it\n' "$ENV_FILE"
-  fi
+  [[ $CHECKED == - ]] || printf 'checked: %s by health_check.py\n' "$CHECKED"
+  compare_settings
 }
 
 main() {

@@ -3,7 +3,8 @@
 
   seed.py DB [--rows N] [--random-seed S] [--now T] [--append]
   seed.py DB --csv FILE --mapping FILE.sql [--encoding E] [--delimiter D] [--table NAME=FILE]...
-             [--duplicates refuse|first|last] [--skip-bad] [--limit-reports N]
+             [--duplicates refuse|first|last] [--accept-similar] [--skip-bad] [--limit-reports N]
+  seed.py DB --merge FILE                    brings in what another database has and this one lacks, or has newer
   seed.py DB --live [--rate PER_SECOND]      until SIGTERM or Ctrl-C, either of which is its clean end
   seed.py DB --verify [--limit-reports N]    compares the rollups with the rows, and heals a hot journal
   seed.py DB --rebuild                       makes the rollups from the rows
@@ -56,6 +57,29 @@ UPSERT = """
 INSERT INTO main.shipments ({columns}) SELECT {columns} FROM incoming WHERE true
 ON CONFLICT (reference) DO UPDATE SET {changes}, updated_at = excluded.updated_at WHERE {differs}
 """
+# A change dated in the future is none of this database's clock, so that the same file once more mends it.
+MISDATED = "shipments.updated_at > strftime('%Y-%m-%dT%H:%M:%SZ', 'now')"
+
+# New references that differ from those of the latest shipments in case, blanks and punctuation alone.
+SPELLED = "replace(replace(replace(replace(replace(upper(reference), '-', ''), '_', ''), '.', ''), '/', ''), ' ', '')"
+FRESH = "FROM incoming WHERE reference NOT IN (SELECT reference FROM main.shipments)"
+SIMILAR = """
+SELECT (SELECT count(*) {fresh}), count(*), min(reference) {fresh}
+AND {spelled} IN (SELECT {spelled} FROM (SELECT reference FROM main.shipments ORDER BY id DESC LIMIT 100000))
+""".format(fresh=FRESH, spelled=SPELLED)
+
+# What another database has that this one lacks, or changed later. Of two changes within one second that of the database whose
+# newest change is later counts: in a kept file that is its own, in a backup it is ours.
+ATTACH = "ATTACH ? AS other"
+OTHER_COLUMNS = "PRAGMA other.table_info(shipments)"
+OTHER_LAST = "SELECT ifnull(max(id), 0) FROM other.shipments"
+NEWER = """
+FROM other.shipments AS theirs WHERE {which} AND NOT EXISTS (
+  SELECT 1 FROM main.shipments AS ours WHERE ours.reference = theirs.reference AND
+    (ours.updated_at > theirs.updated_at OR ours.updated_at = theirs.updated_at AND {settled}))
+"""
+TAKE = "INSERT INTO incoming ({columns}) SELECT {columns} " + NEWER
+LATER = "SELECT (SELECT max(updated_at) FROM main.shipments) > (SELECT max(updated_at) FROM other.shipments)"
 
 SIZE = "SELECT ifnull(max(id), 0) FROM shipments"               # at least the number of rows, without counting them
 STORED = "SELECT count(*) FROM shipments WHERE id > ?"
@@ -337,6 +361,13 @@ def synthesize(args):
     return 0
 
 
+def stopped_within(seconds):
+    """Whether a stop signal, which the caller has blocked, comes within so many seconds."""
+    # After SIGSTOP and SIGCONT Python returns a siginfo of nothing where it should return None: the number tells.
+    found = signal.sigtimedwait(dbfile.STOPS, max(0, seconds))
+    return found is not None and found.si_signo in dbfile.STOPS
+
+
 class Simulation:
     """Shipments that come into being and move on."""
 
@@ -402,7 +433,7 @@ class Simulation:
     def run(self, rate):
         """Makes so many changes a second until a stop signal, which the caller has blocked, is pending; returns their number."""
         made, waiting, due = 0, False, time.monotonic()
-        while signal.sigtimedwait(dbfile.STOPS, max(0, due - time.monotonic())) is None:
+        while not stopped_within(due - time.monotonic()):
             owed = min(LIVE_BATCH, 1 + int((time.monotonic() - due) * rate))
             if self.attempt(owed):
                 made, waiting = made + owed, False
@@ -428,11 +459,12 @@ def live(args):
 
 def upsert(db, path, columns):
     """Takes the staged rows into shipments; returns how many were new and how many changed one."""
-    others = [column for column in columns if column != "reference"]
+    others = [column for column in columns if column not in ("reference", "updated_at")]
+    differences = ["shipments.{0} IS NOT excluded.{0}".format(column) for column in others]
     parts = {
         "columns": ", ".join(columns),
         "changes": ", ".join("{0} = excluded.{0}".format(column) for column in others),
-        "differs": " OR ".join("shipments.{0} IS NOT excluded.{0}".format(column) for column in others),
+        "differs": " OR ".join(differences + [MISDATED]),
     }
     changes, = db.execute(CHANGES.format(**parts)).fetchone()
     if not changes:
@@ -459,6 +491,20 @@ def summary(staged, stored, updated, report):
         yield "made NULL: " + counted(staged.nulled)
 
 
+def check_spelling(db):
+    """Refuses a file most of whose new references are those of shipments that are there, in another spelling; tells of a few."""
+    if not db.execute(SIZE).fetchone()[0]:
+        return
+    fresh, similar, example = db.execute(SIMILAR).fetchone()
+    told = ("%d of %d new references differ from stored ones in case, blanks or punctuation alone, such as %r"
+            % (similar, fresh, example))
+    if 2 * similar > fresh:
+        raise Refused("nothing was imported: %s: the same shipments under another spelling? Mend the mapping, or pass "
+                      "--accept-similar" % told)
+    if similar:
+        notice(told)
+
+
 def import_csv(args):
     started = time.monotonic()
     report = csv_mapping.Report(args.limit_reports)
@@ -466,6 +512,8 @@ def import_csv(args):
     with target(args.db) as db:
         with transaction(db, "BEGIN"):  # of the temporary tables: nobody is locked out yet
             staged = csv_mapping.stage(db, schema().shipments, importable, args, report)
+            if not args.accept_similar:
+                check_spelling(db)
         if report.rows and not args.skip_bad:
             raise Refused("nothing was imported; rejected rows: %d (%s); mend the file or the mapping, or pass --skip-bad"
                           % (report.rows, csv_mapping.counted(report.reasons)))
@@ -474,6 +522,81 @@ def import_csv(args):
         print(line)
     print("in %.1f seconds" % (time.monotonic() - started))
     return 1 if report.rows else 0
+
+
+def is_later(db):
+    """Whether our newest change is later than that of the other database; not where that cannot be read."""
+    try:
+        return bool(db.execute(LATER).fetchone()[0])
+    except sqlite3.DatabaseError as error:
+        if "malformed" not in str(error):
+            raise
+        return False
+
+
+def salvage(db, take):
+    """Stages what is newer in a damaged database, row by row; returns the ids that cannot be read. Raises sqlite3.Error where
+    not even its end can be found."""
+    lost = []
+    last, = db.execute(OTHER_LAST).fetchone()
+    for number in range(1, last + 1):
+        if dbfile.caught:
+            raise InterruptedError
+        try:
+            db.execute(take, (number,))
+        except sqlite3.DatabaseError as error:
+            if "malformed" not in str(error):
+                raise
+            lost.append(number)
+    return lost
+
+
+def stage_newer(db, path):
+    """Takes the rows of another database that are newer than ours into the table incoming; returns their columns, and the ids of
+    those that cannot be read. Outside of any transaction: one that met a damaged page cannot be committed."""
+    present = {name for _, name, *_ in db.execute(OTHER_COLUMNS)}
+    columns = [column for column in Shipment._fields if column in present]
+    if not {"reference", "status", "updated_at"} <= set(columns):
+        raise Refused("%s has no table shipments with the columns reference, status and updated_at" % path)
+    db.execute(schema().shipments.replace("CREATE TABLE shipments (", "CREATE TEMP TABLE incoming (", 1))
+    same = "(%s) IS (%s)" % tuple(", ".join(side + column for column in columns) for side in ("ours.", "theirs."))
+    take = functools.partial(TAKE.format, columns=", ".join(columns), settled="1" if is_later(db) else same)
+    try:
+        db.execute(take(which="1"))
+        return columns, []
+    except sqlite3.IntegrityError as error:
+        raise Refused("%s holds shipments that schema.sql does not allow: %s" % (path, " ".join(str(error).split())))
+    except sqlite3.DatabaseError as error:
+        if "malformed" not in str(error):
+            raise
+        return columns, salvage(db, take(which="theirs.id = ?"))
+
+
+def stage_other(db, path):
+    """The same for a path. Raises Refused."""
+    try:
+        db.execute(ATTACH, (pathlib.Path(path).as_uri() + "?mode=ro",))
+        found = stage_newer(db, path)
+        db.execute("DETACH other")
+        return found
+    except sqlite3.Error as error:
+        if dbfile.caught:
+            raise
+        raise Refused("%s cannot be read: %s; nothing was changed" % (path, error))
+
+
+def merge(args):
+    if not os.path.isfile(args.merge) or os.path.samefile(args.merge, args.db):
+        raise Refused("%s is no other database file" % args.merge)
+    with existing(args.db) as db:
+        columns, lost = stage_other(db, args.merge)
+        newer, = db.execute(csv_mapping.STAGED).fetchone()
+        stored, updated = upsert(db, args.db, columns)
+    print("{:,} newer there, {:,} stored, {:,} updated, {:,} unchanged".format(newer, stored, updated, newer - stored - updated))
+    if lost:
+        notice("%d rows of %s cannot be read, ids %d to %d; load those again from their source" % (
+            len(lost), args.merge, lost[0], lost[-1]))
+    return 1 if lost else 0
 
 
 def bounded(kind, low, high):
@@ -545,20 +668,23 @@ def parse(argv):
     add("--table", metavar="NAME=FILE", type=joined, action="append", default=[], help="a second file for the mapping to join")
     add("--duplicates", choices=tuple(csv_mapping.ON_DUPLICATE), default="refuse",
         help="which of the rows with one reference to take (default refuse)")
+    add("--accept-similar", action="store_true", help="import references that are spelled nearly as stored ones")
+    add("--merge", metavar="FILE", type=os.path.realpath, help="bring in the newer shipments of this database")
     add("--skip-bad", action="store_true", help="import the other rows where some are rejected")
     add("--limit-reports", metavar="N", type=bounded(int, 0, MAX_ROWS), default=20, help="rows told one by one (default 20)")
     add("--rate", metavar="PER_SECOND", type=bounded(float, 0.01, 10000), default=2.0, help="changes of --live (default 2)")
     args = parser.parse_args(argv)
     if bool(args.csv) != bool(args.mapping):
         parser.error("--csv and --mapping go together")
-    if sum(map(bool, (args.csv, args.live, args.verify, args.rebuild))) > 1:
-        parser.error("--csv, --live, --verify and --rebuild exclude each other")
+    if sum(map(bool, (args.csv, args.merge, args.live, args.verify, args.rebuild))) > 1:
+        parser.error("--csv, --merge, --live, --verify and --rebuild exclude each other")
     return args
 
 
 def command(args):
     """The function that does what the arguments ask for."""
-    asked = ((args.live, live), (args.verify, verify), (args.rebuild, rebuild_all), (args.csv, import_csv), (True, synthesize))
+    asked = ((args.live, live), (args.verify, verify), (args.rebuild, rebuild_all), (args.csv, import_csv), (args.merge, merge),
+             (True, synthesize))
     return next(function for wanted, function in asked if wanted)
 
 

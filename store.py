@@ -32,6 +32,9 @@ LOCK_POLL = 0.0001      # s between two tries of a lock, at first: gaps between 
 LOCK_POLL_MAX = 0.001   # s, after a hundred tries: then it is no gap that is waited for
 BRIEF_WAIT = 0.5        # s to wait for a lock when older figures can be served instead, or it was there a moment ago
 MIGRATION_WAIT = 0.05   # s to wait for a lock while a migration runs, which may have it for minutes
+DROP_SHARE = 0.01       # of the shipments; where more than that are gone from one look to the next, somebody deleted them
+JUMP_SHARE = 0.25       # of the shipments; so many more from one look to the next are a load that somebody should know of
+JUMP_LEAST = 100        # shipments that such a load brings at least: a small table grows by a quarter in the course of things
 PROGRESS_STEPS = 10000  # SQLite instructions between two looks at the deadline, well under a millisecond
 
 # SQL, in the order of asking. An unknown carrier, mode or reason is '' in the rollups.
@@ -108,6 +111,9 @@ DETAILS = {
 REASONS = ("missing", "not_a_file", "truncated", "corrupt", "encoding", "locked", "migrating", "timeout", "hot_journal", "wal",
            "denied", "readonly", "descriptors", "disk_full", "io_error", "schema_mismatch")     # all that a Trouble can have
 SQLITE_MAGIC = b"SQLite format 3\0"
+WAL = ("it is in WAL mode, which a reader without write permission on the folder can read only while a writer is connected; "
+       "'PRAGMA journal_mode=DELETE' by its owner ends that")
+RESCUE = "; the file before was deleted, but is still open here: copy %s before any restart or reload"
 
 
 def peek(path):
@@ -137,8 +143,7 @@ def damage(path, header):
 def obstacle(path, header):
     """(reason, detail) of a file that is there and readable, yet cannot be opened or wants to be written."""
     if header[18:20] == b"\2\2":
-        return "wal", ("it is in WAL mode, which a reader without write permission on the folder can read only while a writer "
-                       "is connected; 'PRAGMA journal_mode=DELETE' by its owner ends that")
+        return "wal", WAL
     if os.path.exists(path + "-journal"):
         return "hot_journal", ("a writer died in the middle of a transaction and left %s-journal; any read-write opening heals "
                                "it: python3 seed.py %s --verify; never delete the journal" % (path, path))
@@ -218,6 +223,7 @@ def ask(connection, now, spent):
 
 BRIDGED = ("locked", "migrating")   # troubles in which the last figures are those of the last commit that can be read
 Snapshot = collections.namedtuple("Snapshot", "figures stale")  # stale: the Trouble that an older snapshot bridges, or None
+Leap = collections.namedtuple("Leap", "at before after")    # from so many shipments to so many, in one look; at: Unix time
 
 
 def in_force(findings):
@@ -252,6 +258,10 @@ class Store:
         self.state = None                           # (event, reason) of the last state logged, None for a good one
         self.queries, self.last_seconds = Latency(), None
         self.failures, self.replaced = collections.Counter(), 0
+        self.replaced_at = None                     # Unix time of the last such moment
+        self.former = None                          # (connection, /proc path) of a deleted file: the last copy of its data
+        self.log_inode = None                       # of the write-ahead log that our connection reads; None in other modes
+        self.total = self.leap = None               # shipments in the last Figures, of whatever file; the last Leap
 
     def one(self, sql):
         with contextlib.closing(self.connection.execute(sql)) as cursor:
@@ -292,21 +302,36 @@ class Store:
                 self.connection.close()
         self.connection = None
 
-    def still_open(self):
-        """(/proc path of the descriptor, name) that our connection has the file open by."""
+    def still_open(self, inode):
+        """(/proc path of the descriptor, name) that our connection has a file open by."""
         for descriptor, name in supervision.open_files(os.getpid()):
             with contextlib.suppress(OSError):  # another thread's, closed meanwhile
-                if file_identity(os.stat(descriptor)) == self.inode:
+                if file_identity(os.stat(descriptor)) == inode:
                     return descriptor, name
         return None, ""
+
+    def leave(self):
+        """Gives up the connection to a file that lost its name. A deleted one stays open: nobody else may have its data."""
+        descriptor, _ = self.still_open(self.inode) if self.connection else (None, "")
+        if descriptor and not os.stat(descriptor).st_nlink:
+            if self.former:
+                self.former[0].close()
+            self.former, self.connection = (self.connection, descriptor), None
+        self.close()
+
+    def rescue(self):
+        """What to say of a deleted file that is still open, "" where there is none."""
+        return RESCUE % self.former[1] if self.former else ""
 
     def gone(self, error):
         """The Trouble of a path that has no file. The connection stays open: it may hold the last copy of the data."""
         detail = "database %s: %s" % (self.path, error.strerror)
         lost = self.connection and error.errno == errno.ENOENT
-        descriptor, name = self.still_open() if lost else (None, "")
+        descriptor, name = self.still_open(self.inode) if lost else (None, "")
         if name.endswith(" (deleted)"):
             detail += "; it was deleted, but is still open here: copy %s before any restart" % descriptor
+        elif self.former:
+            detail += self.rescue()
         elif name:
             detail += "; it was moved to %s" % name
         return Trouble(errno_reason(error), detail)
@@ -323,7 +348,7 @@ class Store:
         self.connection = sqlite3.connect(uri, uri=True, timeout=0, isolation_level=None, check_same_thread=False)
         self.connection.set_progress_handler(lambda: time.monotonic() > self.deadline, PROGRESS_STEPS)
         self.inode, self.versions, self.data_version = inode, None, None  # these count within one connection only
-        self.at_rest = None
+        self.at_rest = self.log_inode = None
 
     def reopen(self):
         """Opens the file that bears the name now. Raises Trouble or sqlite3.Error."""
@@ -332,14 +357,15 @@ class Store:
             raise Trouble("not_a_file", "database %s: it is a folder or a device, not a file" % self.path)
         inode, self.size = file_identity(status), status.st_size
         if not self.size:  # SQLite takes it for a database without tables
-            self.close()
-            raise Trouble("truncated", "database %s: the file is empty (0 bytes)" % self.path)
+            self.leave()
+            raise Trouble("truncated", "database %s: the file is empty (0 bytes)%s" % (self.path, self.rescue()))
         if self.inode not in (None, inode):
-            self.close()
+            self.leave()
             self.last = None  # figures of another file, which must not bridge a lock on this one
-            self.replaced += 1
+            self.replaced, self.replaced_at = self.replaced + 1, int(self.clock())
             event(logging.WARNING, "database_replaced", path=self.path,
-                  detail="another file bears the name now (inode %d, before %d); reading that one" % (inode[1], self.inode[1]))
+                  detail="another file bears the name now (inode %d, before %d); reading that one%s" % (
+                      inode[1], self.inode[1], self.rescue()))
         if not self.connection:
             self.open(inode)
 
@@ -385,6 +411,30 @@ class Store:
         if before and not after and not self.errors():
             event(logging.INFO, "schema_recovered", path=self.path)
 
+    def require_log(self):
+        """Raises Trouble where the write-ahead log that our connection reads is no longer the one that others write: its figures
+        would stand still, and with our descriptor would go whatever is committed in it alone."""
+        try:
+            present = file_identity(os.stat(self.path + "-wal"))
+        except OSError:
+            present = None
+        if self.log_inode in (None, present):
+            self.log_inode = present
+            return
+        descriptor, _ = self.still_open(self.log_inode)
+        raise Trouble("wal", "database %s: its write-ahead log was removed, and with it what was committed there alone; it is "
+                             "still open here: copy %s before any restart" % (self.path, descriptor))
+
+    def count(self):
+        """Says once that many shipments are gone, which nothing in this folder does, or that many came at once."""
+        before, self.total = self.total, sum(self.last.statuses.values())
+        change = self.total - (before or self.total)
+        dropped = change < -DROP_SHARE * (before or 0)
+        if dropped or change >= max(JUMP_LEAST, JUMP_SHARE * (before or 0)):
+            self.leap = Leap(self.last.now, before, self.total)
+            event(logging.WARNING, "shipments_dropped" if dropped else "shipments_jumped", path=self.path, before=before,
+                  after=self.total)
+
     def measure(self, seconds):
         self.queries.observe(seconds)
         self.last_seconds = seconds
@@ -412,6 +462,7 @@ class Store:
         started, spent = time.monotonic(), {}
         self.last = ask(self.connection, now, spent)
         self.data_version = data_version
+        self.count()
         seconds = time.monotonic() - started
         self.measure(seconds)
         self.report(seconds, spent)
@@ -426,7 +477,10 @@ class Store:
                 written = status.st_mtime_ns, status.st_size
                 if cached and data_version == self.data_version and written != self.written:
                     return False
-                at_rest = self.one(JOURNAL_MODE) != "wal" and time.time() - status.st_mtime > CLOCK_TICK
+                logged = self.one(JOURNAL_MODE) == "wal"
+                if logged:
+                    self.require_log()
+                at_rest = not logged and time.time() - status.st_mtime > CLOCK_TICK
                 self.update(int(self.clock()), data_version)
                 self.written = written
                 self.at_rest = (self.last, mark_of(status)) if at_rest else None

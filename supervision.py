@@ -16,8 +16,10 @@ The commands serve restart_service.sh, which says --pid-file, --host and --port 
   start    start a command detached, its output appended to PIDFILE.out, and await it; exit as await
   replace  the same while an instance runs, which is ended once the new one waits for its lock; exit as await
   reload   have the instance load its code and settings anew, and await that; exit as await, 1 also when it refuses
-  await    wait until the instance is ready and print URL, instance id and the time since when it serves;
+  await    wait until the instance is ready and print URL, instance id, since when it serves, its env file's digest, and when
+           health_check.py asked last, - for what it does not say;
            exit 0 ready, 1 ended or nobody listens, 3 it answers but is not ready, 4 it does not answer
+  digest   print the digest of an environment file, as the instance has it of the one that it has loaded
   confirm  run the health check, given after --, on the instance; exit as it does, 0 also when it would have no
            credentials or no way to verify the certificate from here, which is then said
   hold     take the lock file that an inherited descriptor refers to; exit 0 held, 1 not in time
@@ -40,6 +42,7 @@ import struct
 import subprocess
 import sys
 import time
+import zlib
 from collections import namedtuple
 from urllib.parse import urlsplit
 
@@ -89,8 +92,8 @@ Claim = namedtuple("Claim", "words holds")                      # one part of a 
 Instance = namedtuple("Instance", "pid started proof")
 Finding = namedtuple("Finding", "instance unproven")            # Instance or None; sentences that name who might be it
 Handover = namedtuple("Handover", "lock state")                 # descriptor of the locked PID file; bytes
-Answer = namedtuple("Answer", "url instance since ready open detail refusal")   # None: not said; detail: why it is not ready
-NO_ANSWER = Answer(None, None, None, False, True, None, None)   # open: it tells strangers more than its status
+Answer = namedtuple("Answer", "url instance since ready open detail refusal loaded checked")  # None: not said; detail: why not ready
+NO_ANSWER = Answer(None, None, None, False, True, None, None, None, None)       # open: it tells strangers more than its status
 
 
 class EnvFileError(ValueError):
@@ -183,6 +186,17 @@ def read_env_file(path):
                                .format(path, line, name.group(1)))
         variables.append(Variable(name.group(1), value, line))
     return variables
+
+
+def digest(path):
+    """Return the CRC-32 of the service's variables in an environment file, in hex, by which what is loaded is told from what is
+    on disk; None where there is no such file. Comments, order, and what is the health check's do not count."""
+    try:
+        variables = {one.name: one.value for one in read_env_file(path)} if path else {}
+    except EnvFileError:
+        return None
+    own = sorted(item for item in variables.items() if item[0].startswith("METRICS_") and not item[0].startswith(CHECK))
+    return "{:08x}".format(zlib.crc32(json.dumps(own).encode("ascii"))) if path else None
 
 
 # What /proc tells of processes
@@ -282,8 +296,8 @@ def _may_have_open(pid, wanted):
     return not seen
 
 
-def file_holders(path):
-    """Return the PIDs that hold POSIX locks on a file, from /proc/locks, never opening it.
+def file_holders(path, kinds=("READ", "WRITE")):
+    """Return the PIDs that hold POSIX locks of these kinds on a file, from /proc/locks, never opening it.
 
     Inode numbers repeat across file systems and /proc/locks names devices in its own way, so each
     PID is verified by its open descriptors; where those are hidden it is believed.
@@ -291,17 +305,25 @@ def file_holders(path):
     wanted = os.stat(path)
     with open("/proc/locks") as file:
         rows = [line.split() for line in file]
-    pids = {int(row[4]) for row in rows if row[1] == "POSIX" and row[5].rpartition(":")[2] == str(wanted.st_ino)}
+    pids = {int(row[4]) for row in rows
+            if row[1] == "POSIX" and row[3] in kinds and row[5].rpartition(":")[2] == str(wanted.st_ino)}
     return sorted(pid for pid in pids if pid > 0 and _may_have_open(pid, wanted))
 
 
-def lock_holders(path):
-    """Return in words which other processes hold POSIX locks on a file, as far as /proc tells; never opens the file."""
+def describe_holders(path):
+    """Return which other processes hold POSIX locks on a file, each in words; of one that keeps a writer waiting, that it only
+    reads."""
     try:
-        pids = [pid for pid in file_holders(path) if pid != os.getpid()]
+        writers, pids = file_holders(path, ("WRITE",)), file_holders(path)
+        return [describe(pid) + ("" if pid in writers else " which only reads") for pid in pids if pid != os.getpid()]
     except OSError:         # the file is gone by now, or no descriptor is left to read /proc with
-        pids = []
-    return "held by " + ", ".join(map(describe, pids)) if pids else "whose process is not visible from here"
+        return []
+
+
+def lock_holders(path):
+    """Return the same in one sentence."""
+    held = describe_holders(path)
+    return "held by " + ", ".join(held) if held else "whose process is not visible from here"
 
 
 def content_fault(path, status):
@@ -957,7 +979,8 @@ def _answer(url):
         raise ValueError("/livez answers {}".format(status))
     status, health = _ask(url, "/readyz")
     detail = None if status == 200 else _complaints(status, health)
-    return Answer(url, live.get("instance"), live.get("started_at"), status == 200, "checks" in health, detail, _refusal(health))
+    return Answer(url, live.get("instance"), live.get("started_at"), status == 200, "checks" in health, detail, _refusal(health),
+                  live.get("env_file"), live["checked_at"] or "never" if "checked_at" in live else None)
 
 
 def inquire(pid, target):
@@ -1197,7 +1220,7 @@ def cmd_stop(target, options):
 
 def _report(answer, options):
     if answer.instance:
-        print(answer.url, answer.instance, answer.since or "")
+        print(answer.url, answer.instance, *(word or "-" for word in (answer.since, answer.loaded, answer.checked)))
     if answer.ready and answer.instance != options.old:
         return 0
     say("not ready: {}".format(answer.detail or "the old instance still answers"))
@@ -1268,6 +1291,11 @@ def cmd_confirm(target, options):
     os.execve(command[0], command, os.environ)
 
 
+def cmd_digest(_, options):
+    print(digest(options.env_file) or "")
+    return 0
+
+
 def cmd_hold(target, options):
     hold(options.descriptor, target.pid_file + ".lock", options.timeout)
     return 0
@@ -1277,7 +1305,8 @@ COMMANDS = (("find", cmd_find, "name the proven instance"), ("check", cmd_check,
             ("stop", cmd_stop, "end the instance"), ("start", cmd_start, "start a command and await it"),
             ("replace", cmd_replace, "start a command in place of the instance"),
             ("reload", cmd_reload, "have the instance load its code and settings anew"),
-            ("await", cmd_await, "wait until the instance is ready"), ("confirm", cmd_confirm, "run the health check"),
+            ("await", cmd_await, "wait until the instance is ready"), ("digest", cmd_digest, "what an env file holds, in short"),
+            ("confirm", cmd_confirm, "run the health check"),
             ("hold", cmd_hold, "take PIDFILE.lock for our parent"))
 
 
@@ -1295,8 +1324,8 @@ def parse_arguments(argv):
     for name, function, words in COMMANDS:
         verb = verbs.add_parser(name, parents=[common], help=words)
         verb.set_defaults(function=function)
-        if function in (cmd_reload, cmd_confirm):
-            verb.add_argument("--env-file", required=function is cmd_confirm, type=os.path.abspath, metavar="FILE",
+        if function in (cmd_reload, cmd_digest, cmd_confirm):
+            verb.add_argument("--env-file", required=function is not cmd_reload, type=os.path.abspath, metavar="FILE",
                               help="settings of the instance")
         if function in (cmd_start, cmd_replace, cmd_confirm):
             verb.add_argument("command", nargs="+", help="what to run, after --")

@@ -390,7 +390,7 @@ class Server(http.server.HTTPServer):
             try:
                 self.service_actions(self.epoll.poll(poll_interval if self.connections or self.starving else -1))
             except Exception as error:                  # a defect must not cost the poller, without whom nobody is served
-                self.application.defect(error, None)
+                self.tell(error, None)
                 time.sleep(poll_interval)               # one that comes at every turn must not fill the disk with log lines
 
     def service_actions(self, events):
@@ -409,6 +409,12 @@ class Server(http.server.HTTPServer):
         with contextlib.suppress(OSError):              # stop() has taken it out
             self.epoll.modify(self.socket.fileno(), events)
 
+    def waiting(self):
+        """Whether somebody is to be accepted: accept(2) wants a descriptor before it looks, and fails without one all the same."""
+        poll = select.poll()
+        poll.register(self.socket, select.POLLIN)
+        return bool(poll.poll(0))
+
     def accept(self):
         """Accepts what the kernel has ready."""
         gave_way = False
@@ -419,6 +425,8 @@ class Server(http.server.HTTPServer):
                 return
             except OSError as error:
                 if error.errno in STARVED:
+                    if not self.waiting():
+                        return
                     if gave_way or not self.evict():
                         return self.starve(error)
                     gave_way = True
@@ -502,14 +510,20 @@ class Server(http.server.HTTPServer):
     def serve(self):
         """Takes connections from the queue for ever."""
         while True:
-            with self.lock:
-                self.idle += 1
+            with contextlib.suppress(MemoryError):      # that even waiting takes, and that others may give back
+                self.process_request(self.next_ready())
+
+    def next_ready(self):
+        """The next connection with something to do; waits for it."""
+        with self.lock:
+            self.idle += 1
+            try:
                 self.rest.notify_all()
                 while not (self.queue or self.greedy):
                     self.work.wait()
+            finally:
                 self.idle -= 1
-                handler = (self.queue or self.greedy).popleft()
-            self.process_request(handler)
+            return (self.queue or self.greedy).popleft()
 
     def process_request(self, handler):
         """Runs the connection until it has to wait, and parks it."""
@@ -518,8 +532,20 @@ class Server(http.server.HTTPServer):
             if wait is not GONE:
                 self.park(handler, wait)
         except Exception as error:                      # a defect must not cost the worker
-            self.application.defect(error, handler.id)
+            self.tell(error, handler.id)
+            self.drop(handler)
+
+    def tell(self, error, name):
+        """Tells the application of a defect. Without memory not even that can be done, and going on counts more."""
+        with contextlib.suppress(Exception):
+            self.application.defect(error, name)
+
+    def drop(self, handler):
+        """Closes the connection of a defect; where even that fails, the next sweep does."""
+        try:
             handler.close()
+        except Exception:
+            handler.deadline, handler.parked = 0, True
 
     def park(self, handler, wait):
         """Leaves the connection to the poller until READ or WRITE is possible, or, for AGAIN, puts it behind the others."""

@@ -289,6 +289,28 @@ def test_a_backup_that_is_not_sound_inside_is_not_put_back(upgraded, tmp_path):
     assert content(upgraded) == before and names(tmp_path) == files
 
 
+# Rollups that contradict the rows, as where a copy mixes two moments.
+TWO_MOMENTS = "UPDATE rollup_lane SET shipments = shipments + 1 WHERE status = 'pending'"
+
+
+def test_a_copy_of_unknown_making_whose_rollups_contradict_its_rows_is_not_put_back(upgraded, tmp_path):
+    copy = tmp_path / "copied_by_hand.db"
+    shutil.copy(str(upgraded), str(copy))
+    before = content(alter(copy, TWO_MOMENTS) and upgraded)
+    done = migrate(upgraded, "restore", copy)
+    assert done.code == 1 and "%s cannot be put back: its rollups do not agree with its rows, as after cp" % copy in done.err
+    assert content(upgraded) == before
+
+
+def test_a_backup_of_ours_from_before_a_repair_is_put_back_with_a_hint(upgraded, tmp_path):
+    alter(upgraded, TWO_MOMENTS)
+    assert migrate(upgraded, "repair").code == 0
+    backup = [path for path in saved(tmp_path) if ".v%d." % LAST in path.name][0]
+    done = migrate(upgraded, "restore", backup)
+    assert done.code == 0 and "'migrate.py %s repair' mends it" % upgraded in done.out
+    assert migrate(upgraded, "verify").code == 1 and migrate(upgraded, "repair").code == 0
+
+
 # Put back
 
 def test_restore_puts_back_the_newest_backup_of_an_earlier_version(tmp_path):

@@ -3,12 +3,13 @@
 import os
 import re
 import shlex
+import sqlite3
 import subprocess
 
 import pytest
 
 import health_check
-from conftest import ROOT
+from conftest import ROOT, add_rows
 from test_check_outputs import PIPES, metrics, read_performance
 from test_health_check import answer, fake, healthy, hold  # noqa: F401 (fake is a fixture)
 from test_trends_check import NOON, document, serving
@@ -97,6 +98,24 @@ def test_the_job_of_cron_says_nothing_until_there_is_trouble(fake):
 def test_the_line_of_the_page_is_the_job_without_its_user(fake):
     match = re.fullmatch(TIMES + "(.+)\n", snippet("cron", "cron"))
     assert match.group(1) == cron_command()[1]
+
+
+def verify_job(database):
+    """The nightly command, as cron runs it on this database."""
+    lines = (CRON / "metrics_verify").read_text().splitlines()
+    user, command = re.fullmatch(TIMES + r"(\w+)[ \t]+(.+)", lines[-1]).groups()
+    assert user == "metrics" and "%" not in command and "DATABASE=/srv/shipments.db" in lines
+    return shell(command.replace("$DATABASE", str(database)))
+
+
+def test_the_nightly_look_says_nothing_of_a_sound_database_and_names_what_no_scrape_sees(database):
+    db = sqlite3.connect(str(database))
+    add_rows(db, [{"reference": str(number), "status": "pending"} for number in range(3)])
+    assert verify_job(database) == (0, "", "")
+    db.execute("INSERT OR REPLACE INTO shipments (reference, status) VALUES ('1', 'pending')")
+    db.commit()
+    code, output, errors = verify_job(database)
+    assert (code, errors) == (1, "") and "rollup_lane" in output
 
 
 # Nagios and Icinga

@@ -276,6 +276,8 @@ def test_a_copy_alone_under_an_empty_environment_does_the_same(fake, tmp_path):
     (hold, "silent"),
     (b"SSH-2.0-OpenSSH_8.4\r\n", "malformed"),
     (b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{", "closed"),
+    (b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n", "closed"),
+    (b"HTTP/1.1 200 OK\r\nContent-Len", "closed"),
     (answer(b"OK"), "identity"),
     (answer(b"<html>"), "identity"),
     (answer({"service": "another", "instance": "1"}), "identity"),
@@ -713,6 +715,15 @@ def test_errors_in_the_file_count_by_time_cause_and_what_followed(judge_log, lin
 
 def test_errors_of_the_run_before_do_not_count(judge_log):
     assert judge_log(CRASHED, STARTED, service__started_at=moment(-15)) == ("ok", None)
+
+
+def test_last_words_of_the_run_before_do_not_count_though_this_one_waited_for_its_end_already(judge_log):
+    stopped = (-12, "INFO", "service_stopped uptime=13.6 abandoned=0")
+    started = (-12, "INFO", "service_started instance=%s" % INSTANCE)
+    before = [(-14, "INFO", "service_started instance=other"), (-13,) + CRASHED[1:], stopped]
+    assert judge_log(*before, started, service__started_at=moment(-15)) == ("ok", None)
+    assert judge_log(*before, (-12,) + CRASHED[1:], started, service__started_at=moment(-15)) == ("failing", "log_errors")
+    assert judge_log(*before[:2], started, service__started_at=moment(-15)) == ("failing", "log_errors")
 
 
 def test_the_rotated_predecessor_is_read_when_the_file_begins_within_the_window(judge_log):

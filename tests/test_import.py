@@ -432,3 +432,29 @@ def test_every_form_part_and_importable_column_stands_on_the_page():
         sys.path.remove(str(ROOT))
     assert "`%s`" % " ".join("%" + part for part in csv_mapping.FORM_PARTS if part != "%") in page
     assert [column for column in seed.Shipment._fields if "`%s`" % column not in page] == []
+
+
+def test_a_change_dated_in_the_future_is_dated_anew_by_the_same_file(load):
+    load("id,state\nA,pending\nB,pending\n", PLAIN)
+    db = sqlite3.connect(str(load.db))
+    db.execute("UPDATE shipments SET updated_at = '2099-01-01T00:00:00Z' WHERE reference = 'A'")
+    db.commit()
+    assert "2 read, 0 stored, 1 updated, 1 unchanged" in load("id,state\nA,pending\nB,pending\n", PLAIN).stdout
+    assert all(at < ("2099",) for at in load.rows("updated_at"))
+    assert "0 updated, 2 unchanged" in load("id,state\nA,pending\nB,pending\n", PLAIN).stdout
+
+
+def test_a_file_whose_references_are_stored_ones_in_another_spelling_is_refused(load):
+    load("id,state\nA-1,pending\nA-2,pending\nB-1,pending\n", PLAIN)
+    again = "id,state\na1,pending\nA_2,pending\nC-1,pending\n"
+    done = load(again, PLAIN)
+    assert done.returncode == 1 and "2 of 3 new references differ from stored ones in case, blanks or punctuation alone, such as " \
+        "'A_2': the same shipments under another spelling?" in done.stderr
+    assert load.rows() == [("A-1", "pending"), ("A-2", "pending"), ("B-1", "pending")]
+    assert load(again, PLAIN, "--accept-similar").returncode == 0 and len(load.rows()) == 6
+
+
+def test_a_few_references_in_another_spelling_are_told_and_imported(load):
+    load("id,state\nA-1,pending\n", PLAIN)
+    done = load("id,state\na1,pending\nB-1,pending\nB-2,pending\n", PLAIN)
+    assert done.returncode == 0 and "1 of 3 new references differ from stored ones" in done.stderr and len(load.rows()) == 4

@@ -121,6 +121,21 @@ def test_a_file_begun_anew_after_half_a_line_begins_with_a_line(start, tmp_path,
     assert (tmp_path / "a.log").read_text().split(" ", 1)[1] == "INFO whole\n"
 
 
+def test_half_a_line_of_an_earlier_process_does_not_swallow_the_first_of_this_one(start, tmp_path):
+    (tmp_path / "a.log").write_text("2026-11-29T16:02:00.262Z INFO service_started pid=1\n2026-11-29")
+    start(tmp_path / "a.log")
+    event(logging.ERROR, "database_unavailable", reason="missing")
+    half, line = (tmp_path / "a.log").read_text().splitlines()[1:]
+    assert half == "2026-11-29" and health_check.parse_entry(line).text == "database_unavailable reason=missing"
+
+
+def test_a_file_that_ends_in_a_whole_line_gets_no_empty_one(start, tmp_path):
+    (tmp_path / "a.log").write_text("whole\n")
+    start(tmp_path / "a.log")
+    event(logging.INFO, "next")
+    assert len((tmp_path / "a.log").read_text().splitlines()) == 2
+
+
 def test_a_rotated_file_is_left_and_a_new_one_begun(start, tmp_path):
     start(tmp_path / "a.log")
     event(logging.INFO, "one")

@@ -12,8 +12,9 @@ import metrics_service
 import migrate
 from conftest import FILES, ROOT
 
-MODULES = sorted(path for path in ROOT.glob("*.py"))
-OWN = {path.stem for path in MODULES}
+MODULES = sorted(ROOT.glob("*.py"))
+DRILLS = sorted((ROOT / "drills").glob("*.py"))
+OWN = {path.stem for path in MODULES} | {"drills"}
 TOO_NEW = {"dataclasses", "contextvars", "importlib.resources", "zoneinfo", "graphlib", "tomllib"}  # not in Python 3.6
 
 
@@ -31,13 +32,13 @@ def test_the_files_of_the_product_are_there():
             "dashboard.html"} <= set(FILES)
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", MODULES + DRILLS, ids=lambda path: path.name)
 def test_only_the_standard_library_of_3_6_is_imported(path):
-    names = {name for name in imported(path)} - OWN
+    names = {name for name in imported(path) if name.split(".")[0] not in OWN}
     assert not {name for name in names if name.split(".")[0] not in sys.stdlib_module_names or name in TOO_NEW}
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", MODULES + DRILLS, ids=lambda path: path.name)
 def test_no_file_bears_the_name_of_a_standard_module(path):
     assert path.stem not in sys.stdlib_module_names
 
@@ -55,9 +56,14 @@ def test_nothing_imports_the_service_and_the_check_imports_no_sibling_before_it_
     loading = [node.name for node in ast.parse((ROOT / "health_check.py").read_text()).body if "trends" in {
         alias.name for inner in ast.walk(node) if isinstance(inner, ast.Import) for alias in inner.names}]
     assert loading == ["load_trends"]
+    assert [name for name in graph if "drills" in graph[name]] == ["drill"]
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.name)
+def test_the_drills_use_of_the_product_what_proves_processes_and_compares_schemas_alone():
+    assert {name for path in DRILLS for name in imported(path) if name in OWN} - {"drills"} == {"supervision", "schema_check"}
+
+
+@pytest.mark.parametrize("path", MODULES + DRILLS, ids=lambda path: path.name)
 def test_a_function_uses_only_what_stands_above_it(path):
     top = [node for node in ast.parse(path.read_text()).body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
     place = {node.name: number for number, node in enumerate(top)}
@@ -77,7 +83,7 @@ def test_a_step_is_recorded_with_the_version_of_this_release():
 
 
 def test_the_product_runs_without_site_packages():
-    for name in (path.name for path in MODULES):
+    for name in [path.stem for path in MODULES] + ["drills." + path.stem for path in DRILLS]:
         done = subprocess.run([sys.executable, "-I", "-S", "-c", "import sys; sys.path.insert(0, %r); __import__(%r)" % (
-            str(ROOT), name[:-3])], stderr=subprocess.PIPE)
+            str(ROOT), name)], stderr=subprocess.PIPE)
         assert done.returncode == 0, done.stderr

@@ -82,7 +82,7 @@ class Reloadable(Service):
         wait_for(lambda: self.count("reload_refused") > refused, "the refusal")
         assert self.instance() == instance
         line = [line for line in self.text().splitlines() if " reload_refused " in line][-1]
-        return json.loads(re.match(r"\S+ ERROR reload_refused reason=reload_refused detail=(.*)\Z", line).group(1))
+        return json.loads(re.match(r"\S+ WARNING reload_refused reason=reload_refused detail=(.*)\Z", line).group(1))
 
     def instance(self):
         return self.get("/livez")[1]["instance"]
@@ -446,7 +446,15 @@ def test_a_reason_that_becomes_another_replaces_it(service):
     check_refused(service, "METRICS_STALE_SECONDS is 'x'")
     service.configure(stale_seconds="y")
     check_refused(service, "METRICS_STALE_SECONDS is 'y'")
-    assert service.get("/metrics")[1]["logging"]["errors_total"] == 2
+    assert service.count("reload_refused") == 2
+
+
+def test_a_refused_reload_is_a_warning_of_the_check_by_its_own_reason_and_pages_nobody(service):
+    service.configure(stale_seconds="x")
+    service.refuse()
+    command = [sys.executable, str(ROOT / "health_check.py"), "--url", service.url, "--log-file", str(service.log_file)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, universal_newlines=True)
+    assert done.returncode == 0 and done.stdout.startswith("metrics_service WARNING: database reload_refused: "), done.stdout
 
 
 def children(service):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -639,6 +640,31 @@ def test_status_tells_settings_that_were_changed_but_not_loaded(stand_in):
     wait_for(lambda: time.time() > (stand_in.folder / "metrics.env").stat().st_mtime, "the time of the change")
     assert stand_in.run("reload").code == 0
     assert "was changed" not in stand_in.run("status").out
+
+
+def test_status_tells_settings_that_are_not_loaded_by_what_they_say_and_not_by_their_time(house):
+    env_file = house.folder / "metrics.env"
+    house.start()
+    os.utime(str(env_file), (time.time() + 9, time.time() + 9))
+    assert "settings:" not in house.run("status").out
+    house.configure(STALE_SECONDS="30")
+    os.utime(str(env_file), (0, 0))     # as of an older copy that was put back
+    assert "metrics.env, changed at 1970-01-01T00:00:00Z, has others than it runs with; reload or restart to load them\n" in (
+        house.run("status").out)
+    assert house.run("reload").code == 0
+    assert "settings:" not in house.run("status").out
+    house.configure(STALE_SECONDS="9999")
+    assert "metrics.env would be refused; --check says why\n" in house.run("status").out
+
+
+def test_status_tells_when_the_check_was_here_last(house):
+    house.start()
+    house.run("status")     # asks too, and is no check
+    assert "checked: never by health_check.py\n" in house.run("status").out
+    asked = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    subprocess.run([sys.executable, str(house.folder / "health_check.py"), "--url", "http://127.0.0.1:%d" % house.port],
+                   stdout=subprocess.DEVNULL)
+    assert re.search("checked: (.*) by health_check.py\n", house.run("status").out).group(1) >= asked
 
 
 def test_the_calling_shell_and_folder_do_not_reach_the_service(house):

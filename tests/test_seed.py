@@ -9,7 +9,9 @@ import os
 import pathlib
 import pty
 import random
+import re
 import resource
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -365,6 +367,21 @@ def test_live_ends_when_its_database_has_vanished(small, tmp_path):
     assert not small.exists()
 
 
+def test_live_goes_on_after_it_was_stopped_and_continued(small):
+    def state():
+        return pathlib.Path("/proc/%d/stat" % process.pid).read_text().rpartition(")")[2].split()[0]
+
+    with living(small, "--rate", 50) as process:
+        for _ in range(5):      # wherever in its wait it is met
+            changed = os.stat(str(small)).st_mtime_ns
+            wait_for(lambda: os.stat(str(small)).st_mtime_ns > changed)
+            process.send_signal(signal.SIGSTOP)
+            wait_for(lambda: state() == "T")
+            time.sleep(0.05)    # beyond the end of a wait of 0.02 s
+            process.send_signal(signal.SIGCONT)
+        assert process.poll() is None
+
+
 def test_live_ends_when_its_database_is_replaced(small, tmp_path):
     (tmp_path / "other.db").write_bytes(b"another")
     with living(small) as process:
@@ -501,3 +518,84 @@ def test_thousands_of_random_changes_leave_the_rollups_exact(tmp_path):
         assert seed(path, "--verify").returncode == 0
         assert seed(path, "--rebuild").returncode == 0
         assert stored_rollups(db) == trigger_made
+
+
+def copied(path, name, sql=""):
+    """A copy of a database beside it, after this statement."""
+    copy = path.parent / name
+    shutil.copy(str(path), str(copy))
+    with opened(copy) as db:
+        db.executescript(sql)
+    return copy
+
+
+def all_rows(path):
+    return ask(path, "SELECT reference, status, cost, updated_at FROM shipments ORDER BY reference")
+
+
+def test_a_merge_brings_in_what_the_other_has_newer_and_leaves_what_is_newer_here(small):
+    other = copied(small, "kept.db", """
+        INSERT INTO shipments (reference, status, updated_at) VALUES ('late', 'pending', '2099-01-01T00:00:00Z');
+        UPDATE shipments SET cost = 7, updated_at = '2099-01-01T00:00:00Z' WHERE id = 1;
+        UPDATE shipments SET cost = 8, updated_at = '2000-01-01T00:00:00Z' WHERE id = 2;
+        DELETE FROM shipments WHERE id = 3""")
+    before, theirs = all_rows(small), all_rows(other)
+    done = seed(small, "--merge", other)
+    assert (done.returncode, done.stdout) == (0, "2 newer there, 1 stored, 1 updated, 0 unchanged\n")
+    found = {row[0]: row for row in all_rows(small)}
+    assert len(found) == len(before) + 1
+    assert found["late"] in theirs and found["SHP-00000001"] in theirs
+    assert [found[row[0]] for row in before[1:]] == before[1:]
+    assert seed(small, "--verify").returncode == 0
+    assert seed(small, "--merge", other).stdout == "0 newer there, 0 stored, 0 updated, 0 unchanged\n"
+
+
+@pytest.mark.parametrize("later", ["theirs", "ours"])
+def test_of_two_changes_within_one_second_a_merge_takes_that_of_the_later_database(small, later):
+    other = copied(small, "kept.db", "UPDATE shipments SET cost = 7 WHERE id = 1; "
+                   "UPDATE shipments SET updated_at = (SELECT updated_at FROM shipments WHERE id = 2) WHERE id = 1")
+    with opened(small) as db:
+        db.execute("UPDATE shipments SET updated_at = (SELECT updated_at FROM shipments WHERE id = 2) WHERE id = 1")
+    with opened(other if later == "theirs" else small) as db:
+        db.execute("UPDATE shipments SET updated_at = '2099-01-01T00:00:00Z' WHERE id = 3")
+    cost, = [row[2] for row in all_rows(small) if row[0] == "SHP-00000001"]
+    assert seed(small, "--merge", other).returncode == 0
+    assert [row[2] for row in all_rows(small) if row[0] == "SHP-00000001"] == [7 if later == "theirs" else cost]
+    assert cost != 7 and "0 stored, 0 updated" in seed(small, "--merge", other).stdout
+
+
+def test_a_merge_from_a_newer_schema_takes_the_columns_of_this_one(small):
+    other = copied(small, "kept.db", "ALTER TABLE shipments ADD COLUMN priority TEXT; PRAGMA user_version = 6")
+    with opened(small) as db:
+        db.execute("DELETE FROM shipments WHERE id > 5")
+    assert seed(small, "--merge", other).returncode == 0 and all_rows(small) == all_rows(other)
+
+
+def test_a_merge_from_a_damaged_file_takes_all_that_can_be_read_and_names_the_rest(small):
+    before = all_rows(small)
+    other = copied(small, "damaged.db")
+    with opened(small) as db:
+        db.execute("DELETE FROM shipments")
+        root, = db.execute("SELECT rootpage FROM sqlite_master WHERE name = 'shipments'").fetchone()
+    content = bytearray(other.read_bytes())
+    leaf = int.from_bytes(content[(root - 1) * 4096 + 12:][:2], "big")      # of the interior root page: where its first cell is
+    page = int.from_bytes(content[(root - 1) * 4096 + leaf:][:4], "big")    # whose left child is the first leaf
+    content[(page - 1) * 4096:page * 4096] = b"\xa5" * 4096
+    other.write_bytes(bytes(content))
+    done = seed(small, "--merge", other)
+    lost = int(re.search(r"(\d+) rows of \S+ cannot be read, ids 1 to \1; load those again", done.stderr).group(1))
+    assert done.returncode == 1 and 0 < lost < 100 and all_rows(small) == before[lost:]
+    assert seed(small, "--verify").returncode == 0
+
+
+@pytest.mark.parametrize("other, words", [
+    ("no database", "cannot be read: file is not a database; nothing was changed"),
+    (None, "is no other database file"),
+])
+def test_a_merge_from_what_is_no_other_database_is_refused(small, other, words):
+    path = small
+    if other:
+        path = small.parent / "other.db"
+        path.write_text(other * 100)
+    before, done = all_rows(small), seed(small, "--merge", path)
+    assert done.returncode == 1 and words in done.stderr and all_rows(small) == before

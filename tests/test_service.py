@@ -38,7 +38,7 @@ def lock(path):
 def test_livez_names_service_and_instance_and_needs_no_database(service, database):
     database.unlink()
     status, document = service.get("/livez")
-    assert (status, sorted(document), document["service"]) == (200, ["instance", "service", "started_at"], "metrics_service")
+    assert (status, sorted(document), document["service"]) == (200, ["checked_at", "env_file", "instance", "service", "started_at"], "metrics_service")
     assert re.match(r"[0-9a-f]{32}\Z", document["instance"])
 
 

@@ -330,6 +330,20 @@ def test_without_descriptors_the_service_waits_says_so_once_and_recovers(launch_
     assert service.text().count("accept_failed") == 1 and service.process.poll() is None
 
 
+def test_with_one_descriptor_left_clients_are_served_one_after_the_other(launch_limited):
+    service = launch_limited()
+    limits = resource.prlimit(service.process.pid, resource.RLIMIT_NOFILE)
+    folder = "/proc/%d/fd" % service.process.pid
+    at_rest = set(os.listdir(folder))
+    free = next(number for number in range(len(at_rest) + 1) if str(number) not in at_rest)
+    resource.prlimit(service.process.pid, resource.RLIMIT_NOFILE, (free + 1, limits[1]))
+    for _ in range(5):
+        assert ask(service, LIVE)[0] == 200
+        wait_for(lambda: set(os.listdir(folder)) == at_rest, "the connection to go")
+    resource.prlimit(service.process.pid, resource.RLIMIT_NOFILE, limits)
+    assert connections(service)["evicted_total"] == 0 and "accept_failed" not in service.text()
+
+
 @contextlib.contextmanager
 def locked(path):
     """While it is open, a writer holds the database."""

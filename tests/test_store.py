@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import resource
 import shutil
 import sqlite3
@@ -16,7 +17,8 @@ import pytest
 
 import schema_check
 import store as store_module
-from conftest import DEADLINE, ROOT, add_rows, copy_product, make_database
+import supervision
+from conftest import DEADLINE, ROOT, add_rows, copy_product, make_database, wait_for
 from store import Store, Trouble, in_force
 
 ROW = {"reference": "a", "status": "pending"}
@@ -139,6 +141,19 @@ def test_a_locked_database_is_named_with_its_holder_within_the_deadline(store, p
         reason, status, detail = trouble(store)
     assert (reason, status) == ("locked", 503)
     assert "held by pid %d (" % writer.process.pid in detail and "waited 0." in detail
+
+
+READING = "c.execute('BEGIN'); c.execute('SELECT count(*) FROM shipments').fetchone(); print(flush=True); input()"
+COMMITTING = """c.execute('PRAGMA busy_timeout = 60000'); c.execute('BEGIN IMMEDIATE')
+c.execute("INSERT INTO shipments (reference, status) VALUES ('b', 'pending')"); print(flush=True); c.execute('COMMIT')"""
+
+
+def test_of_a_writer_and_the_reader_that_it_waits_for_the_reader_is_told(store, path):
+    with Writer(path, READING) as reader, Writer(path, COMMITTING) as writer:
+        wait_for(lambda: len(supervision.file_holders(str(path), ("WRITE",))) == 1, "the commit to wait")
+        told = trouble(store)[2]
+    found = dict(re.findall(r"pid (\d+) \(.*?, uid \d+\)( which only reads)?", told, re.DOTALL))
+    assert found == {str(reader.process.pid): " which only reads", str(writer.process.pid): ""}
 
 
 def test_while_a_writer_holds_the_lock_the_last_figures_are_served_and_then_no_more(store, path, events):
@@ -298,6 +313,88 @@ def test_a_replaced_database_is_noticed_and_read(store, path, events):
     make_database(path.parent / "b.db", [ROW, dict(ROW, reference="b")]).rename(path)
     assert total(store) == 2
     assert (events, store.replaced) == ([("database_replaced", None)], 1)
+
+
+def rescued(text):
+    """The number of shipments in what a detail says can be copied."""
+    with tempfile.NamedTemporaryFile() as copy:
+        shutil.copyfile(text.split("copy ")[1].split()[0], copy.name)
+        return sqlite3.connect(copy.name).execute("SELECT count(*) FROM shipments").fetchone()[0]
+
+
+def test_an_empty_file_made_in_the_place_of_a_deleted_one_does_not_cost_the_last_copy(store, path):
+    assert total(store) == 1
+    path.unlink()
+    path.touch()
+    reason, _, detail = trouble(store)
+    assert reason == "truncated" and "was deleted, but is still open here: copy /proc/" in detail
+    assert trouble(store)[2] == detail and rescued(detail) == 1
+
+
+def test_a_file_that_was_overwritten_by_a_rename_can_still_be_copied_while_another_is_served(store, path, monkeypatch):
+    said = {}
+    monkeypatch.setattr(store_module, "event", lambda level, name, **fields: said.update({name: fields.get("detail")}))
+    add_rows(sqlite3.connect(str(path)), [dict(ROW, reference="b")])
+    assert total(store) == 2
+    os.rename(str(make_database(path.parent / "older.db", [ROW])), str(path))
+    assert total(store) == 1
+    told = said["database_replaced"]
+    assert "copy %s before any restart" % store.former[1] in told and rescued(told) == 2
+
+
+def test_of_two_deleted_files_only_the_later_stays_open(store, path):
+    for number in range(3):
+        total(store)
+        os.rename(str(make_database(path.parent / ("%d.db" % number), [ROW])), str(path))
+    total(store)
+    names = [name for _, name in supervision.open_files(os.getpid())]
+    assert names.count("%s (deleted)" % path) == 1
+
+
+def test_a_file_that_keeps_another_name_is_not_held_open(store, path):
+    total(store)
+    os.link(str(path), str(path) + ".kept")
+    os.rename(str(make_database(path.parent / "b.db", [ROW])), str(path))
+    assert total(store) == 1 and store.former is None
+
+
+@pytest.mark.parametrize("before, after, told", [
+    (200, 200, None), (200, 198, None), (200, 197, "shipments_dropped"), (200, 0, "shipments_dropped"),
+    (400, 499, None), (400, 500, "shipments_jumped"), (10, 109, None), (10, 110, "shipments_jumped"),
+])
+def test_a_leap_in_the_number_of_shipments_is_told_once(tmp_path, events, before, after, told):
+    path = make_database(tmp_path / "many.db", [dict(ROW, reference=str(number)) for number in range(before)])
+    ticks = iter(range(1800000000, 1900000000))
+    store, db = Store(str(path), .3, 60, clock=lambda: next(ticks)), sqlite3.connect(str(path))
+    assert total(store) == before
+    db.execute("DELETE FROM shipments WHERE id > ?", [after])
+    add_rows(db, [dict(ROW, reference=str(number)) for number in range(before, after)])
+    assert total(store) == total(store) == after
+    assert events == [(told, None)] * bool(told)
+    assert (store.leap and store.leap[1:]) == ((before, after) if told else None)
+
+
+def test_a_database_with_fewer_shipments_in_the_place_of_another_is_told_too(store, path, events):
+    add_rows(sqlite3.connect(str(path)), [dict(ROW, reference="b")])
+    assert total(store) == 2
+    os.rename(str(make_database(path.parent / "older.db", [ROW])), str(path))
+    assert total(store) == 1 and events == [("database_replaced", None), ("shipments_dropped", None)]
+
+
+WAL_WRITE = """c.execute('PRAGMA journal_mode = WAL'); c.execute("INSERT INTO shipments (reference, status) VALUES ('wal', 'pending')")
+print(flush=True); input()"""
+
+
+def test_figures_of_a_removed_write_ahead_log_are_refused_and_the_log_can_still_be_copied(store, path, tmp_path):
+    with Writer(path, WAL_WRITE):
+        assert total(store) == 2
+    os.unlink(str(path) + "-wal")
+    reason, _, detail = trouble(store)
+    assert reason == "wal" and "its write-ahead log was removed" in detail
+    copy = tmp_path / "copy.db"
+    shutil.copy(str(path), str(copy))
+    shutil.copyfile(detail.split("copy ")[1].split()[0], str(copy) + "-wal")
+    assert sqlite3.connect(str(copy)).execute("SELECT count(*) FROM shipments").fetchone() == (2,)
 
 
 def test_figures_of_a_former_file_never_bridge_a_lock_on_the_next(store, path):

@@ -94,6 +94,30 @@ def test_a_defect_of_the_poller_is_told_and_the_poller_goes_on(connect, server, 
     assert answered(client) and application.defects[0] == "division by zero"
 
 
+def fail(*_):
+    raise MemoryError
+
+
+def test_neither_worker_nor_poller_is_lost_where_not_even_the_defect_can_be_told(connect, server, application, monkeypatch):
+    sweep = server.sweep
+    monkeypatch.setattr(application, "defect", fail)
+    monkeypatch.setattr(server, "sweep", fail)
+    for _ in range(webserver.WORKERS + 1):
+        assert connect(b"GET /bad HTTP/1.1\r\nHost: a\r\n\r\n").recv(1) == b""
+    monkeypatch.setattr(server, "sweep", sweep)
+    assert answered(connect(QUICK))
+    wait_for(lambda: server.idle == webserver.WORKERS, "all workers to rest")
+    assert all(thread.is_alive() for thread in server.threads + [server.poller])
+
+
+def test_a_connection_that_not_even_a_defect_could_close_is_closed_by_the_next_sweep(connect, server, monkeypatch):
+    close = server.RequestHandlerClass.close
+    fails = iter([fail])
+    monkeypatch.setattr(server.RequestHandlerClass, "close", lambda handler: next(fails, close)(handler))
+    assert connect(b"GET /bad HTTP/1.1\r\nHost: a\r\n\r\n").recv(1) == b""
+    wait_for(lambda: not server.connections, "the connection to go")
+
+
 def test_requests_that_wait_leave_workers_to_those_that_do_not(connect, server, application):
     waiting = [connect(SLOW) for _ in range(2 * webserver.WORKERS)]
     wait_for(lambda: len(server.deferred) == 2 * webserver.WORKERS - webserver.SLOTS, "the rest to be deferred")
