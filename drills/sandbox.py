@@ -677,8 +677,8 @@ class Sandbox:
 
     def stop_writer(self):
         if self.writing and self.writing.poll() is None:
+            self.signal(self.writing, signal.SIGCONT)   # before: it may have ended by itself right after the other
             self.signal(self.writing, signal.SIGTERM)
-            self.signal(self.writing, signal.SIGCONT)
             self.writing.wait(PATIENCE)
 
     def kill_writer(self):
