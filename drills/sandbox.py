@@ -673,7 +673,8 @@ class Sandbox:
     def stop_writer(self):
         if self.writing and self.writing.poll() is None:
             self.signal(self.writing, signal.SIGTERM)
-            self.signal(self.writing, signal.SIGCONT)
+            if self.writing.poll() is None and supervision.process_stat(self.writing.pid).state == "T":
+                self.signal(self.writing, signal.SIGCONT)   # to one that is not stopped, and may be gone by now, none is sent
             self.writing.wait(PATIENCE)
 
     def kill_writer(self):
