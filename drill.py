@@ -81,7 +81,7 @@ def cmd_wheel(args):
 
 def cmd_start(args):
     scenario = chosen(args)
-    reason = chain.unable(scenario)
+    reason = chain.unable(scenario) or scenario.needs in trainee.ALONE and "it runs without a person alone, by `drill.py run`"
     if reason:
         print("skipped: %s" % reason)
         return SKIPPED

@@ -6,7 +6,8 @@ import signal
 
 import supervision
 from drills import configuration
-from drills.scenario import Scenario, Signal, Trap, by_hand, check, cure, found, http, log, metric, never, same_instance, stays
+from drills.sandbox import OWN_MOUNTS
+from drills.scenario import Scenario, Signal, Trap, by_hand, check, cure, found, http, log, metric, never, same_instance, stays, tells
 
 TOO_LITTLE = 12288                      # bytes; a transaction's journal has some ten pages of 4096
 LOG_QUIET = (stays("/livez", 200), stays("/metrics", 200), stays("/readyz", 200), same_instance(), never("Traceback"))
@@ -86,6 +87,74 @@ def guessing(box):
     if box.setting("METRICS_AUTH_FILE") != "users":
         return "the service asks for no password"
     return "somebody still tries passwords" if guesser(box) else None
+
+
+def mount_volume(box, options):
+    """A small volume of its own for the database, which nobody outside of this drill sees."""
+    folder, database = box.path("app/data"), box.database
+    box.require(os.environ.get(OWN_MOUNTS), "mounts of its own: use drill.py run")
+    os.mkdir(folder)
+    done = box.shell("mount -t tmpfs -o %s drill data && mv shipments.db data/" % options)
+    box.require(done.code == 0 and not os.path.exists(database), "a volume is mounted: " + done.output)
+    box.set("METRICS_DB_PATH", "data/shipments.db")
+    box.database = box.path("app/data/shipments.db")
+
+
+def small_volume(box):
+    mount_volume(box, "size=2m")
+
+
+def volume_of_few_files(box):
+    mount_volume(box, "size=8m,nr_inodes=24")
+
+
+def writer_refused(box, words):
+    box.wait(lambda: words in box.read("ledger.errors"), "a row is refused", 10)
+    return box.read("ledger.errors").splitlines()[-1]
+
+
+def fill_volume(box):
+    done = box.shell("dd if=/dev/zero of=data/core.1234 bs=4096 status=none")
+    free = os.statvfs(box.path("app/data")).f_bavail
+    box.require(done.code and not free, "the volume is full")
+    return "%d blocks are free: %s" % (free, writer_refused(box, "database or disk is full"))
+
+
+def use_up_inodes(box):
+    box.shell("for number in {1..40}; do : > data/session.$number || break; done")
+    status = os.statvfs(box.path("app/data"))
+    box.require(status.f_ffree == 0 and status.f_bavail, "no inode is free, and room is")
+    return "%d inodes and %d blocks are free: %s" % (status.f_ffree, status.f_bavail, writer_refused(box, "unable to open database file"))
+
+
+def turn_readonly(box):
+    box.stop_writer()
+    done = box.shell("mount -o remount,bind,ro data")
+    box.require(os.statvfs(box.path("app/data")).f_flag & os.ST_RDONLY, "the volume is read-only: " + done.output)
+    with open(box.path("ledger.errors"), "ab") as errors:
+        box.writing = box.spawn(box.python3, box.path("bin/writer.py"), box.database, box.ledger, "0.02", output=errors)
+    return "the volume has the flag ST_RDONLY: %s" % writer_refused(box, "readonly database")
+
+
+def restart_writer(box):
+    box.stop_writer()
+    box.start_writer()
+
+
+def volume_fault(box):
+    """What is wrong with the database's volume, None where it can be written."""
+    status = os.statvfs(box.path("app/data"))
+    if status.f_flag & os.ST_RDONLY:
+        return "the volume is read-only"
+    if not os.path.exists(box.database):
+        return "the database is gone"
+    return None if status.f_bavail and status.f_ffree else "the volume has no room"
+
+
+READ_ON = (stays("/livez", 200), stays("/metrics", 200), stays("/readyz", 200), same_instance(), never(" ERROR "))
+RESTART_TRAP = Trap("restart the service", "./restart_service.sh", "it reads; it is the writer that may not write")
+JOURNAL_TRAP = Trap("delete the journal to make room", "rm -f data/shipments.db-journal",
+                    "it makes next to no room, and would have undone a half-done change")
 
 
 def forbid_growth(box):
@@ -276,6 +345,32 @@ SCENARIOS = (
         alerts=("MetricsCheckFailing",), solved=guessing,
     ),
     Scenario(
+        id="D14", name="disk-full", title="The database's volume is full", layer="filesystem", level=2, set="priv", needs="mounts", founding="",
+        prepare=small_volume, watch=("--max-age", "4"),
+        page="The dashboard is green, and no parcel has moved since lunch.",
+        goal="New shipments arrive again, and none of those that were confirmed is missing.",
+        inject=fill_volume,
+        expected=(
+            check("fresh frozen: .*has the writer stopped"),
+            Signal("the writer says why", lambda box: found("database or disk is full", box.read("ledger.errors"))),
+            tells('df -h "$METRICS_DB_PATH"', 0, " 100% "),
+        ),
+        quiet=READ_ON,
+        deadline=15,
+        mitigation=(by_hand("remove what does not belong there, as the runbook's disk_full says: data/core.1234",
+                            lambda box: box.shell("rm data/core.1234")),),
+        traps=(RESTART_TRAP, JOURNAL_TRAP),
+        hints=(
+            "The service is well and reads what is there. What does the writer say (the file ledger.errors, beside app), and df -h data",
+            "database or disk is full: reading needs no room, writing does. Something else has filled the volume.",
+            "Remove data/core.1234, which is no file of ours; the writer goes on by itself",
+        ),
+        prevention="an alert on free space and on freshness; nothing else on the volume of a database",
+        proofs=("L", "F", "Q", "V"), cause="disk-full", anchor="frozen",
+        lesson="A full disk stops writers and leaves readers green; the journal is the last thing to delete.",
+        alerts=("MetricsShipmentsFrozen",), solved=volume_fault,
+    ),
+    Scenario(
         id="D15", name="disk-full-plain", title="The writer may not write any more", layer="filesystem", level=2, set="ci", needs="", founding="",
         watch=("--max-age", "4"),
         page="The dashboard is green, and no parcel has moved since lunch.",
@@ -305,5 +400,59 @@ SCENARIOS = (
         proofs=("L", "F", "Q", "V"), cause="writer-limited", anchor="frozen",
         lesson="Green and still: reads need no room. Freshness is the signal, and the writer's own words are the cause.",
         alerts=("MetricsShipmentsFrozen",), solved=still_limited,
+    ),
+    Scenario(
+        id="D16", name="inodes-gone", title="The database's volume has room, and takes no further file", layer="filesystem", level=3, set="priv",
+        needs="mounts", founding="", prepare=volume_of_few_files, watch=("--max-age", "4"),
+        page="The dashboard is green, and no parcel has moved since lunch. There is room enough, says df.",
+        goal="New shipments arrive again, and none of those that were confirmed is missing.",
+        inject=use_up_inodes,
+        expected=(
+            check("fresh frozen: .*has the writer stopped"),
+            Signal("the writer says why", lambda box: found("unable to open database file", box.read("ledger.errors"))),
+            tells('df -i "$METRICS_DB_PATH"', 0, " 100% "),
+        ),
+        quiet=READ_ON,
+        deadline=15,
+        mitigation=(by_hand("remove files that do not belong there, as the runbook's frozen says: df -i, then data/session.*",
+                            lambda box: box.shell("rm data/session.*")),),
+        traps=(RESTART_TRAP, Trap("look at the free bytes", "df -h data", "there are enough of them; what is missing is a number for a new file")),
+        hints=(
+            "What does the writer say (the file ledger.errors, beside app)? Then df -h data and df -i data",
+            "unable to open database file, by a writer that has it open: it is the journal that cannot be made. No inode is left.",
+            "Remove data/session.*; the writer goes on by itself",
+        ),
+        prevention="an alert on free inodes beside that on free bytes",
+        proofs=("L", "F", "Q", "V"), cause="inodes-gone", anchor="frozen",
+        lesson="Room has two kinds; whoever looks at bytes alone looks for a missing database.",
+        alerts=("MetricsShipmentsFrozen",), solved=volume_fault,
+    ),
+    Scenario(
+        id="D17", name="readonly-volume", title="The database's volume is mounted read-only", layer="filesystem", level=2, set="priv",
+        needs="mounts", founding="", prepare=small_volume, watch=("--max-age", "4"),
+        page="The dashboard is green, and no parcel has moved since the storage was serviced.",
+        goal="New shipments arrive again, and none of those that were confirmed is missing.",
+        inject=turn_readonly,
+        expected=(
+            check("fresh frozen: .*has the writer stopped"),
+            Signal("the writer says why", lambda box: found("readonly database", box.read("ledger.errors"))),
+            tells("python3 -c 'import os, sys; print(\"read-only volume:\", bool(os.statvfs(sys.argv[1]).f_flag & os.ST_RDONLY))' "
+                  '"$METRICS_DB_PATH"', 0, "read-only volume: True"),
+        ),
+        quiet=READ_ON,
+        deadline=15,
+        mitigation=(by_hand("mount it read-write, as the runbook's readonly says, after a look at the kernel log",
+                            lambda box: box.shell("mount -o remount,bind,rw data")),
+                    by_hand("start the writer anew, as the runbook's readonly says: it connected when the volume was read-only", restart_writer)),
+        traps=(RESTART_TRAP, Trap("give everybody write permission", "chmod 777 data data/shipments.db", "no mode counts on a volume that is read-only")),
+        hints=(
+            "What does the writer say (the file ledger.errors, beside app)? Then the first command of the runbook's entry readonly",
+            "attempt to write a readonly database: the mode is right, the volume is mounted read-only.",
+            "mount -o remount,bind,rw data, after reading why it turned; then start the writer anew",
+        ),
+        prevention="an alert on the flag of the mount; a volume that turned read-only has reported disk errors before",
+        proofs=("L", "F", "Q", "V"), cause="readonly-volume", anchor="readonly",
+        lesson="Four causes share that message; modes are the first that people change and the last that it is.",
+        alerts=("MetricsShipmentsFrozen",), solved=volume_fault,
     ),
 )

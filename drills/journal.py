@@ -9,7 +9,6 @@ a line, an evidence file or a result that was changed afterwards. The hash of th
 whoever wants to keep it elsewhere.
 """
 
-import datetime
 import fcntl
 import hashlib
 import json
@@ -28,10 +27,10 @@ HINT_COSTS = (5, 10, 20)
 COLLATERAL_COST = 15
 
 
-def utc(seconds=None):
+def utc():
     """RFC 3339, with milliseconds."""
-    moment = datetime.datetime.utcfromtimestamp(time.time() if seconds is None else seconds)
-    return moment.isoformat(timespec="milliseconds") + "Z"
+    now = time.time()
+    return "%s.%03dZ" % (time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)), now % 1 * 1000)
 
 
 def line_hash(line):

@@ -57,6 +57,7 @@ NOT_COPIED = ("drill.py",)
 PREFIX = "drill-"                       # of the folder's name in the folder for temporary files
 MARKER = "marker.json"
 KEPT = "kept"                           # a file in a folder that is to stay though its drill is over
+OWN_MOUNTS = "DRILL_OWN_MOUNTS"         # set where what is mounted is seen by nobody else
 VARIABLE = "DRILL_SANDBOX"              # in the environment of every process of a sandbox
 ROWS = 1500                             # of the seeded database
 FIRST_ROWS = 5                          # of the writer, stored before the drill begins
@@ -247,6 +248,8 @@ def remove(folder):
     for parent, names, _ in os.walk(folder):
         for name in names:
             path = os.path.join(parent, name)
+            if os.path.ismount(path):       # of one among its own mounts
+                subprocess.call(["umount", "-l", path])
             if not os.path.islink(path):
                 os.chmod(path, 0o700)
     shutil.rmtree(folder)

@@ -53,6 +53,7 @@ import re
 NEEDS = {
     "user": "an unprivileged user: as root the service runs as nobody, with /usr/bin/python3",
     "root": "root",
+    "mounts": "user namespaces for unprivileged users, in which it mounts a small volume; only by drill.py run",
     "namespace": "user namespaces for unprivileged users: unshare --user --map-root-user --mount",
 }
 

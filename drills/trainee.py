@@ -31,6 +31,7 @@ BIGGEST = 1 << 16                       # bytes of a message
 TICK = 0.5                              # seconds between two looks at the box
 READING_EVERY = 1.0                     # seconds between two readings
 GRACE = 30                              # seconds after the limit until the watchdog takes over
+ALONE = ("mounts", "namespace")         # what a drill needs that a shell beside it would not see
 MINUTES = {1: 30, 2: 45, 3: 60}         # by level
 EVIDENCE = "drill_evidence"             # default folder
 ALIASES = ("amber", "birch", "cobalt", "dune", "ember", "fjord", "granite", "harbour", "indigo", "juniper", "kestrel", "lagoon")
@@ -389,7 +390,7 @@ def done_before(evidence):
 
 def choose(level=None, seed=None, evidence=EVIDENCE):
     """A drill that can run here, drawn from those not done before while there are any."""
-    able = [one for one in catalogue.SCENARIOS if level in (None, one.level) and not chain.unable(one)]
+    able = [one for one in catalogue.SCENARIOS if level in (None, one.level) and not chain.unable(one) and one.needs not in ALONE]
     if not able:
         raise Closed("no drill of level %s can run here" % level)
     done = done_before(evidence)
