@@ -679,11 +679,6 @@ class Sandbox:
         if self.writing and self.writing.poll() is None:
             self.signal(self.writing, signal.SIGCONT)   # before: it may have ended by itself right after the other
             self.signal(self.writing, signal.SIGTERM)
-<<<<<<< HEAD
-=======
-            if self.writing.poll() is None and supervision.process_stat(self.writing.pid).state == "T":
-                self.signal(self.writing, signal.SIGCONT)   # to one that is not stopped, and may be gone by now, none is sent
->>>>>>> drills-data
             self.writing.wait(PATIENCE)
 
     def kill_writer(self):
