@@ -346,7 +346,7 @@ __told=$(history 1)
 __tell() {{
   local code=$? line
   line=$(history 1)
-  [[ $line == "$__told" ]] || printf '%s\t%s\t%s\n' "$(date +%s)" "$code" "$(sed 's/^ *[0-9]* *//' <<< "$line")" >> {log}
+  [[ $line == "$__told" ]] || printf '%s\t%s\t%s\n' "$(date +%s)" "$code" "$(sed 's/^ *[0-9]* *//' <<< "$line")" 2> /dev/null >> {log}
   __told=$line
 }}
 PROMPT_COMMAND=__tell

@@ -363,6 +363,7 @@ def test_the_shell_records_what_is_typed(trained, tmp_path):
     assert typed == [("ls metrics.env", "0"), ("false", "1")]
     assert [data["text"] for data in journal.of_kind(entries, "note")] == ["found"]
     assert "given up" in entries[-1]["result"]["reasons"]
+    wait_for(lambda: not folders_of(entries[0]["run_id"]), "the sandbox to be gone")
 
 
 def test_a_drill_whose_keeper_is_killed_is_reverted_by_its_watchdog(trained):
