@@ -17,19 +17,23 @@
 
 A drill happens in a private folder for temporary files, on loopback and a free port; nothing else of the host is changed. Level 1
 needs docs/runbook.md and nothing else. docs/drills.md tells more.
-Exit codes: 0 pass, 1 fail or data lost, 2 wrong usage, 77 all skipped, each with its reason.
+Exit codes: 0 pass, 1 fail or data lost, 2 wrong usage, 77 all skipped, each with its reason, 130 stopped by a signal.
 """
 
 import argparse
 import concurrent.futures
+import contextlib
 import json
+import multiprocessing
 import os
 import random
+import signal
 import sys
 
 from drills import catalogue, chain, journal, report, sandbox, trainee
 
-PASS, FAIL, USAGE, SKIPPED = 0, 1, 2, 77
+PASS, FAIL, USAGE, SKIPPED, STOPPED = 0, 1, 2, 77, 130
+TICK = 0.5                              # seconds between two looks whether a signal came
 COLUMNS = ("drill", "name", "verdict", "detect", "mitigate", "recover", "traps", "rows acknowledged", "missing", "took")
 
 
@@ -60,7 +64,7 @@ def cmd_list(args):
         print(json.dumps([chain.as_data(one) for one in wanted], indent=1))
     else:
         for one in wanted:
-            print("%-5s level %d  %-4s %-22s %s" % (one.id, one.level, one.set, one.name, one.page))
+            print("%-5s level %d  %-4s %s" % (one.id, one.level, one.set, one.page))
     return PASS
 
 
@@ -150,22 +154,43 @@ def selected(args):
     return ours * args.repeat
 
 
-def work(name, template, evidence, keep):
-    return chain.perform(catalogue.BY_ID[name], template, evidence, keep)
+def work(name, template, evidence, keep, parent):
+    """A drill in a worker process, which ends with its parent and reverts before."""
+    sandbox.heed_signals()
+    try:
+        sandbox.end_with(parent)
+        return chain.perform(catalogue.BY_ID[name], template, evidence, keep)
+    except KeyboardInterrupt:
+        with contextlib.suppress(sandbox.Foreign, OSError):     # the parent is alive, or another worker was first
+            sandbox.sweep(template)
+        os._exit(STOPPED)       # an exception would only be handed to the parent, and the next drill begun
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)       # an idle worker has nothing to revert
 
 
 def run_all(scenarios, args):
     """Yields the results as they come."""
     with sandbox.private_folder("template") as folder:
         template = sandbox.make_template(folder)
+        sandbox.heed()
         if args.jobs == 1:
             for one in scenarios:
-                yield work(one.id, template, args.evidence, args.keep)
+                yield chain.perform(one, template, args.evidence, args.keep)
             return
         with concurrent.futures.ProcessPoolExecutor(args.jobs) as pool:
-            waiting = [pool.submit(work, one.id, template, args.evidence, args.keep) for one in scenarios]
-            for future in concurrent.futures.as_completed(waiting):
-                yield future.result()
+            waiting = {pool.submit(work, one.id, template, args.evidence, args.keep, os.getpid()) for one in scenarios}
+            try:
+                while waiting:
+                    done, waiting = concurrent.futures.wait(waiting, TICK, concurrent.futures.FIRST_COMPLETED)
+                    for future in done:
+                        yield future.result()
+                    sandbox.heed()
+            except BaseException:       # stopped, or nobody takes the results any more: nothing further is begun
+                for future in waiting:
+                    future.cancel()
+                for child in multiprocessing.active_children():
+                    child.terminate()
+                raise
 
 
 def exit_code(results, strict):
@@ -176,10 +201,12 @@ def exit_code(results, strict):
 
 
 def sweep_all(quiet=False):
-    """Reverts what dead makers left behind; how many."""
+    """Reverts what dead makers left behind; how many. Quietly, it spares what was to be kept."""
     swept = 0
     for folder in sandbox.candidates():
         try:
+            if quiet and sandbox.is_kept(folder):
+                continue
             ended = sandbox.sweep(folder)
             swept += 1
             print("%s: reverted, %d processes ended" % (folder, ended), file=sys.stderr if quiet else sys.stdout)
@@ -190,6 +217,7 @@ def sweep_all(quiet=False):
 
 
 def cmd_run(args):
+    sandbox.heed_signals()
     sweep_all(quiet=True)
     results = []
     if not args.json:
@@ -302,6 +330,9 @@ def main(argv=None):
     args = build_parser().parse_args(argv)
     try:
         return args.function(args)
+    except KeyboardInterrupt:
+        print("drill.py: stopped; what was begun is reverted", file=sys.stderr)
+        return STOPPED
     except (Usage, sandbox.Foreign, trainee.Closed, OSError, ValueError) as error:
         print("drill.py: %s" % error, file=sys.stderr)
         return FAIL if isinstance(error, sandbox.Foreign) else USAGE

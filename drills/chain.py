@@ -406,7 +406,8 @@ class Run:
             end["traceback"] = traceback.format_exc()
         left = [supervision.describe(one.pid) for one in members(folder)] if folder else []
         left += [folder] if folder and not keep and os.path.exists(folder) else []
-        self.journal.write("harness", "revert", {"leftovers": left, "kept": folder if keep else None})
+        evidence = ["terminal.txt"] if folder else []
+        self.journal.write("harness", "revert", {"leftovers": left, "kept": folder if keep else None}, evidence)
         self.journal.write("harness", "end", end)
         return self.conclude()
 

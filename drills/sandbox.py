@@ -29,6 +29,7 @@ What a row of the catalogue uses, given the Sandbox as `box`:
 import base64
 import collections
 import contextlib
+import ctypes
 import http.client
 import json
 import os
@@ -73,6 +74,7 @@ PORTS = (12000, 30000)                  # below those that the kernel gives to c
 PROBED = ("/livez", "/readyz", "/metrics")
 BLOCK = re.compile(r"^```bash\n(.*?)^```", re.DOTALL | re.MULTILINE)
 INLINE = re.compile(r"`([^`]+)`")
+STOPS = []                              # signals that came since heed_signals()
 
 Done = collections.namedtuple("Done", "command code output seconds at")     # code: 128 + N when ended by signal N
 Probe = collections.namedtuple("Probe", "status reason body seconds at")    # status: a number, or a word of WORDS
@@ -147,6 +149,26 @@ def ask(port, path, timeout, headers=None, tls=False):
         connection.close()
     reason = re.search(r'"reason": ?"(\w+)"', body)
     return Probe(status, reason and reason.group(1), body, time.monotonic() - started, started)
+
+
+def heed_signals():
+    """From here on SIGTERM and SIGINT end this process at its next heed()."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, _: STOPS.append(number))
+
+
+def heed():
+    """Raises KeyboardInterrupt once a signal came: where nothing is half done, so that each block reverts what it has made."""
+    if STOPS:
+        raise KeyboardInterrupt
+
+
+def end_with(parent):
+    """Has the kernel send this process SIGTERM once that parent is gone, even one that was killed (PR_SET_PDEATHSIG of
+    prctl(2))."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+    if os.getppid() != parent:      # it was gone before
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 class Watch:
@@ -313,6 +335,16 @@ def candidates():
     return [os.path.join(parent, name) for name in sorted(os.listdir(parent)) if name.startswith(PREFIX)]
 
 
+def made_by(folder):
+    """The process that made a sandbox's folder."""
+    marker = read_marker(folder)
+    return Owned(marker["pid"], marker["started"])
+
+
+def is_kept(folder):
+    return os.path.exists(os.path.join(folder, KEPT))
+
+
 def is_orphan(marker):
     return owned(marker["pid"]) != Owned(marker["pid"], marker["started"])
 
@@ -455,6 +487,7 @@ class Sandbox:
 
     def run(self, arguments, shown=None, seconds=COMMAND_SECONDS, environ=None):
         """Runs a command in the product's folder and records it."""
+        heed()
         at, clock = time.time(), time.monotonic()
         process = subprocess.Popen(arguments, cwd=self.app, env=dict(self.environ(), **(environ or {})), start_new_session=True,
                                    stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,

@@ -19,8 +19,8 @@ import sys
 import time
 
 from drills import catalogue, chain, journal, report
-from drills.sandbox import (KEPT, MARKER, ROOT, SYSTEM_PYTHON, Foreign, Owned, candidates, end, make_template, owned,
-                            private_folder, read_marker, sweep, wait_for)
+from drills.sandbox import (MARKER, ROOT, SYSTEM_PYTHON, Foreign, candidates, end, is_kept, made_by, make_template, owned,
+                            private_folder, product_files, read_marker, sweep, wait_for)
 from drills.scenario import Inconclusive
 
 MEANT = "DRILL"                         # in the environment of a trainee's shell: the folder of the drill
@@ -30,6 +30,8 @@ RECORD = "terminal.raw"                 # what the shell's terminal showed
 BIGGEST = 1 << 16                       # bytes of a message
 TICK = 0.5                              # seconds between two looks at the box
 READING_EVERY = 1.0                     # seconds between two readings
+PROVING_EVERY = 4.0                     # more, where all looks well and a proof says no: proofs read the whole database
+SETTLING = 5.0                          # seconds that `end` gives a cure to be seen
 GRACE = 30                              # seconds after the limit until the watchdog takes over
 ALONE = ("mounts", "namespace")         # what a drill needs that a shell beside it would not see
 MINUTES = {1: 30, 2: 45, 3: 60}         # by level
@@ -73,7 +75,7 @@ def request(folder, verb, **words):
                 answer = json.loads(file.read().decode())
             return answer["code"], answer["text"]
     except (OSError, ValueError) as error:
-        raise Closed("the drill in %s does not answer: %s" % (folder, error)) from error
+        raise Closed("the drill in %s is over, or does not answer: %s" % (folder, error)) from error
     finally:
         os.close(descriptor)
 
@@ -94,21 +96,27 @@ def running():
 def current(environ=os.environ):
     """The folder of the drill that is meant: that of the environment, that around the working directory, or the only one."""
     named = environ.get(MEANT)
-    here = os.getcwd()
-    while not named and here != os.path.dirname(here):
-        named = here if os.path.exists(os.path.join(here, MARKER)) else None
+    try:
+        here = os.path.abspath(named or os.getcwd())
+    except FileNotFoundError as error:
+        raise Closed("this folder is gone: the drill in it is over") from error
+    while here != os.path.dirname(here):
+        if os.path.exists(os.path.join(here, MARKER)):
+            return here
         here = os.path.dirname(here)
-    folders = [named] if named else running()
+    folders = [] if named else running()
     if len(folders) != 1:
-        raise Closed("%d drills are running here; start one, or set %s to the folder of the one meant" % (len(folders), MEANT))
+        raise Closed("%d drills are running %s; %s" % (len(folders), "in " + named if named else "here", "\n  ".join(
+            ["go to the folder of the one meant, or set %s to it:" % MEANT] + folders) if folders else "start one"))
     return folders[0]
 
 
 # The keeper
 
 def code_of(box):
-    """name -> SHA-256 of the product's own files in a sandbox, which no trainee has to change."""
-    names = [name for name in sorted(os.listdir(box.app)) if name.endswith((".py", ".sh", ".sql"))]
+    """name -> SHA-256 of the programs in a sandbox's folder, and of the product's own SQL: a mapping is nobody's code."""
+    ours = product_files()
+    names = [name for name in sorted(os.listdir(box.app)) if name.endswith((".py", ".sh")) or name.endswith(".sql") and name in ours]
     return {name: journal.file_sha256(os.path.join(box.app, name)) for name in names}
 
 
@@ -165,8 +173,9 @@ class Keeper(chain.Run):
                 self.missing.remove(signal)
                 self.saw(signal, evidence)
         if self.good < chain.READINGS and time.monotonic() - self.read_at > READING_EVERY / (1 + 4 * (self.good > 0)):
-            self.read_at = time.monotonic()
-            self.good = 0 if chain.reading(box) or self.scenario.solved and self.scenario.solved(box) else self.good + 1
+            complaints, proven = chain.judge(box, self.scenario, self.before)
+            self.read_at = time.monotonic() + (PROVING_EVERY if complaints and proven else 0)
+            self.good = 0 if complaints else self.good + 1
             if self.good:
                 self.journal.write("watcher", "recovered", {"probe": self.good})
 
@@ -214,15 +223,18 @@ class Keeper(chain.Run):
     def finish(self, box, reasons):
         """The last look, and the proofs; reasons against a pass."""
         self.tick(box)
-        while not reasons and 0 < self.good < chain.READINGS:
+        deadline = time.monotonic() + SETTLING
+        while not reasons and self.good < chain.READINGS and (self.good or time.monotonic() < deadline):
             time.sleep(chain.READING_PAUSE)
             self.read_at = 0
             self.tick(box)
         box.unwatch()
         self.impact(box)
-        reasons = reasons + self.prove(box)
+        found = self.prove(box)
+        reasons = reasons + (found or ["no steady state three times in a row"] * (self.good < chain.READINGS))
         code = code_of(box)
-        return reasons + ["%s was edited" % name for name in sorted(code) if self.clean_code.get(name) != code[name]]
+        names = sorted(name for name in set(code) | set(self.clean_code) if code.get(name) != self.clean_code.get(name))
+        return reasons + ["%s was edited" % name for name in names]
 
     def end(self, box, words):
         return self.close(box, [], words.get("keep"))
@@ -297,14 +309,15 @@ VERBS = {"ack": Keeper.ack, "hint": Keeper.hint, "note": Keeper.note, "answer": 
 
 
 def guard(folder, seconds):
-    """The watchdog: reverts the sandbox once the keeper, at the other end of stdin, is gone, or the time is over."""
-    marker = read_marker(folder)
-    keeper = Owned(marker["pid"], marker["started"])
+    """The watchdog: reverts what the keeper has made once the keeper, at the other end of stdin, is gone, or the time is over."""
+    keeper = made_by(folder)
     if not select.select([sys.stdin], [], [], seconds)[0]:
         end(keeper)
     wait_for(lambda: owned(keeper.pid) != keeper, GRACE)
-    with contextlib.suppress(Foreign):      # the keeper has removed it
-        sweep(folder, spare=os.path.exists(os.path.join(folder, KEPT)))
+    for made in candidates():
+        with contextlib.suppress(Foreign):      # another's, or the keeper has removed it
+            if made_by(made) == keeper:
+                sweep(made, spare=is_kept(made))
 
 
 def keep(name, evidence, seconds, keep_folder, runbook_only):

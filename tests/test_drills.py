@@ -13,8 +13,9 @@ import sys
 
 import pytest
 
+import supervision
 from conftest import ROOT, wait_for
-from drills import catalogue, chain, journal, sandbox, scenario, trainee
+from drills import catalogue, chain, data, journal, sandbox, scenario, trainee
 
 DRILL = [sys.executable, str(ROOT / "drill.py")]
 RUNBOOK = (ROOT / "docs" / "runbook.md").read_text()
@@ -96,6 +97,7 @@ EDITS = {
     "a line taken out": (lambda folder: without_a_line(folder / "journal.jsonl"), "does not follow"),
     "evidence": (lambda folder: reworded(folder / "check-during.txt", "FAILING", "OK"), "check-during.txt was changed"),
     "evidence taken out": (lambda folder: (folder / "log-after.txt").unlink(), "log-after.txt is missing"),
+    "the terminal taken out": (lambda folder: (folder / "terminal.txt").unlink(), "terminal.txt is missing"),
     "the last line": (lambda folder: reworded(folder / "journal.jsonl", '"missing": 0', '"missing": 1'),
                       "the result is not what"),
     "the result": (lambda folder: reworded(folder / "result.json", '"pass"', '"fail"'), "result.json is not"),
@@ -239,6 +241,23 @@ def test_clean_reverts_what_was_killed_amid_its_injection(tmp_path):
     assert not os.path.exists(folder) and not [one for one in left if sandbox.owned(one.pid) == one]
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_run_that_is_stopped_takes_its_workers_along_and_they_revert_what_they_began(tmp_path, number):
+    (tmp_path / "temp").mkdir()
+    command = DRILL + ["run", "D29", "D35", "D29", "D35", "--jobs", "2", "--evidence", str(tmp_path / "evidence")]
+    process = subprocess.Popen(command, env=dict(os.environ, TMPDIR=str(tmp_path / "temp")), stdout=subprocess.DEVNULL,
+                               stderr=subprocess.PIPE, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
+    wait_for(lambda: '"kind": "inject"' in "".join(path.read_text() for path in tmp_path.glob("evidence/*/journal.jsonl")),
+             "an injection", 30)
+    process.send_signal(number)
+    told = process.stderr.read()        # until the last worker has closed it
+    assert process.wait(30) == (-9 if number == signal.SIGKILL else 130), told
+    assert b"Traceback" not in told
+    folders = [sandbox.environment(pid).get(sandbox.VARIABLE, "") for pid in supervision.processes()]
+    assert not [folder for folder in folders if folder.startswith(str(tmp_path))]
+    assert os.listdir(str(tmp_path / "temp")) == []
+
+
 def test_clean_leaves_alone_the_sandbox_of_a_living_run(box):
     code, output = drill("clean", box.folder)
     assert code == 1 and "is in use by pid %d" % os.getpid() in output
@@ -368,8 +387,47 @@ def test_the_shell_records_what_is_typed(trained, tmp_path):
 
 def test_a_drill_whose_keeper_is_killed_is_reverted_by_its_watchdog(trained):
     folder, _ = trained("D29")
-    os.kill(sandbox.read_marker(folder)["pid"], signal.SIGKILL)
-    wait_for(lambda: not os.path.exists(folder) and not sandbox.members(folder), "the watchdog to revert it")
+    keeper = sandbox.made_by(folder)
+    made = [path for path in sandbox.candidates() if os.path.exists(path + "/" + sandbox.MARKER) and sandbox.made_by(path) == keeper]
+    assert len(made) == 2       # its template too
+    os.kill(keeper.pid, signal.SIGKILL)
+    wait_for(lambda: not any(map(os.path.exists, made)) and not sandbox.members(folder), "the watchdog to revert it")
+
+
+def take_back_the_import(folder):
+    def fill(command):
+        return command.replace(" MINUTE 'BEGINNING*'", ' "$(date -u +%Y)*" "IMP-*"').replace("= ? AND", "GLOB ? AND")
+    block = fill(data.TAKE_BACK)
+    assert "MINUTE" not in block
+    return follow(folder, "METRICS_DB_PATH=shipments.db\n" + block)
+
+
+def test_what_looks_well_is_not_mended_while_a_proof_says_no(trained, tmp_path):
+    folder, _ = trained("D47")
+    journal_path, = tmp_path.glob("*/journal.jsonl")
+    code, output = say(folder, "check")
+    assert code == 1 and output.startswith("NO: proof C fails")
+    assert journal.first(journal.read(str(journal_path)), "recovered") is None
+    done = take_back_the_import(folder)
+    assert done.returncode == 0 and "1200 taken back" in done.stdout, done.stdout
+    code, output = say(folder, "end")
+    assert code == 0 and "  20  data proven" in output, output
+
+
+def test_an_end_without_a_cure_is_no_pass(trained):
+    folder, _ = trained("D47")
+    code, output = say(folder, "end")
+    assert code == 1 and output.startswith("FAIL: ") and "mended -, recovered -" in output, output
+
+
+def test_a_program_that_was_added_is_an_edit_and_a_mapping_is_none(trained):
+    folder, _ = trained("D10a")
+    for name in ("csv.py", "ours.sql"):
+        with open(folder + "/app/" + name, "w"):
+            pass
+    os.unlink(folder + "/app/trends.py")
+    code, output = say(folder, "end")
+    assert code == 1 and "csv.py was edited" in output and "trends.py was edited" in output and "ours.sql" not in output
 
 
 def test_a_drill_ends_with_its_time(tmp_path):
@@ -383,6 +441,44 @@ def test_a_drill_ends_with_its_time(tmp_path):
 def test_a_command_without_a_running_drill_says_so(tmp_path):
     code, output = drill("ack", environ={"TMPDIR": str(tmp_path)}, folder=tmp_path)
     assert code == 2 and "0 drills are running here" in output
+    code, output = drill("ack", environ={trainee.MEANT: str(tmp_path)})
+    assert code == 2 and "0 drills are running in %s" % tmp_path in output
+
+
+def test_a_command_in_a_folder_that_is_gone_says_so(tmp_path):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    done = subprocess.run(["bash", "-c", 'rmdir "$PWD"; exec "$@"', "bash"] + DRILL + ["check"], cwd=str(gone),
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True)
+    assert (done.returncode, done.stdout) == (2, "drill.py: this folder is gone: the drill in it is over\n")
+
+
+def test_of_two_drills_the_one_around_the_folder_is_meant_and_elsewhere_both_are_named(tmp_path):
+    environ = {"TMPDIR": str(tmp_path)}
+    (tmp_path / "evidence").mkdir()
+    pages = [drill("start", "D10a", "--evidence", str(tmp_path / "evidence"), environ=environ)[1] for _ in range(2)]
+    folders = [re.search(r"Folder: (\S+)/app", page).group(1) for page in pages]
+    try:
+        code, output = drill("ack", environ=environ, folder=tmp_path)
+        assert code == 2 and "2 drills are running here" in output and all(folder in output for folder in folders)
+        assert drill("ack", environ=environ, folder=folders[0] + "/app") == (0, "acknowledged\n")
+        assert drill("ack", environ=dict(environ, DRILL=folders[1] + "/app")) == (0, "acknowledged\n")
+    finally:
+        for folder in folders:
+            drill("give-up", environ=dict(environ, DRILL=folder))
+
+
+def test_a_kept_sandbox_stays_until_clean(tmp_path):
+    environ = {"TMPDIR": str(tmp_path)}
+    assert drill("run", "D10a", "--keep", environ=environ)[0] == 0
+    kept, = tmp_path.iterdir()
+    assert drill("run", "D10a", environ=environ)[0] == 0 and list(tmp_path.iterdir()) == [kept]
+    assert drill("clean", environ=environ)[0] == 0 and list(tmp_path.iterdir()) == []
+
+
+def test_a_list_tells_what_a_caller_says_and_no_name_which_would_be_the_cause():
+    line = drill("list")[1].splitlines()[0]
+    assert line.split(None, 4) == ["D01", "level", "1", "ci", catalogue.BY_ID["D01"].page]
 
 
 # The table
