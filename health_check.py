@@ -403,6 +403,8 @@ class Exchange:
         if answer.status in (401, 403):
             cure = "wrong user or password" if "Authorization" in self.headers else "it wants --credentials"
             raise self.trouble("credentials", "{}: {}".format(status, cure))
+        if answer.status == 429:    # RFC 6585, which the service gives to logins alone
+            raise self.trouble("credentials", "{}: wrong passwords came too often; wait some seconds".format(status))
         if answer.status not in statuses:
             redirect = " to {}, not followed".format(answer.location) if answer.location else ""
             raise self.trouble("http_status", status + redirect)

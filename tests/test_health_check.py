@@ -393,6 +393,9 @@ def test_missing_and_wrong_credentials_are_told_apart_from_a_dead_service(fake, 
     assert checks["database"][:2] == ("unknown", "credentials")
     assert checks["log"] == ("unknown", None, "/metrics does not tell")
     assert check(server.url, "--credentials", str(secret))[1]["metrics"][2].endswith("wrong user or password")
+    server = fake(healthy(metrics=problem("credentials", "wait", 429), readyz=answer({"status": "pass"})))
+    status, reason, summary = check(server.url, "--credentials", str(secret))[1]["metrics"]
+    assert (status, reason) == ("failing", "credentials") and "wrong passwords came too often" in summary
 
 
 @pytest.fixture(scope="module")
