@@ -89,7 +89,8 @@ def cmd_start(args):
 
 
 def cmd_say(args):
-    words = {name: getattr(args, name) for name in ("text", "severity", "rejected", "cause", "next", "keep") if hasattr(args, name)}
+    given = vars(args)
+    words = {name: given[name] for name in ("text", "severity", "rejected", "cause", "next", "keep") if name in given}
     code, text = trainee.request(trainee.current(), args.verb, **words)
     print(text)
     return code
@@ -113,9 +114,11 @@ def cell(value):
 
 def line_of(result):
     clock, traps, data = result.get("times", {}), result.get("traps"), result.get("data", {})
-    return (result["scenario"], result["name"], result["verdict"], cell(clock.get("ttd")), cell(clock.get("ttm")), cell(clock.get("ttr")),
-            "%d of %d" % (traps["refused"], traps["tried"]) if traps else "-", cell(data.get("acknowledged")), cell(data.get("missing")),
-            cell(result.get("seconds")))
+    lasted = [cell(clock.get(name)) for name in ("ttd", "ttm", "ttr")]
+    rows = [cell(data.get(name)) for name in ("acknowledged", "missing")]
+    refused = "%d of %d" % (traps["refused"], traps["tried"]) if traps else "-"
+    told = [result["scenario"], result["name"], result["verdict"]]
+    return tuple(told + lasted + [refused] + rows + [cell(result.get("seconds"))])
 
 
 def show_line(cells):
@@ -141,7 +144,7 @@ def selected(args):
     """The drills that ids, --set or --all name, each as often as --repeat says."""
     if sum(map(bool, (args.ids, args.set, args.all))) != 1:
         raise Usage("name drills, or a --set, or --all")
-    ours = [one for one in catalogue.SCENARIOS if args.all or args.set == one.set] if not args.ids else list(map(scenario_of, args.ids))
+    ours = [scenario_of(name) for name in args.ids] or [one for one in catalogue.SCENARIOS if args.all or args.set == one.set]
     if not ours:
         raise Usage("there is no drill in set %s" % args.set)
     return ours * args.repeat
@@ -290,7 +293,7 @@ def build_parser():
     verb("report", cmd_report, "journal")
     add_choice(verb("wheel", cmd_wheel))
     verb("clean", cmd_clean).add_argument("folders", nargs="*", metavar="FOLDER")
-    verb("keep", cmd_keep, "id", "evidence", "seconds", "keep", "runbook_only")     # `start` leaves its keeper and watchdog by these two
+    verb("keep", cmd_keep, "id", "evidence", "seconds", "keep", "runbook_only")     # by these two `start` leaves its keeper
     verb("guard", cmd_guard, "folder", "seconds")
     return parser
 

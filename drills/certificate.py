@@ -94,7 +94,8 @@ def certificate(key, public, begins, ends):
     algorithm = der(SEQUENCE, der(OBJECT, ECDSA_SHA256))
     name = der(SEQUENCE, der(SET, der(SEQUENCE, der(OBJECT, COMMON_NAME), der(TEXT, b"localhost"))))
     holder = der(SEQUENCE, der(SEQUENCE, der(OBJECT, EC_KEY), der(OBJECT, CURVE)), der(BITS, b"\0", public))
-    body = der(SEQUENCE, der(0xa0, integer(2)), integer(draw() >> 128), algorithm, name, der(SEQUENCE, moment(begins), moment(ends)),
+    body = der(SEQUENCE, der(0xa0, integer(2)), integer(draw() >> 128), algorithm, name, der(SEQUENCE, moment(begins),
+                                                                                             moment(ends)),
                name, holder, extensions(public))
     return der(SEQUENCE, body, algorithm, der(BITS, b"\0", der(SEQUENCE, *map(integer, sign(key, body)))))
 
@@ -110,5 +111,6 @@ def make(begins, ends):
     key = draw()
     x, y = multiply(key, G)
     public = b"\x04" + x.to_bytes(32, "big") + y.to_bytes(32, "big")
-    private = der(SEQUENCE, integer(1), der(OCTETS, key.to_bytes(32, "big")), der(0xa0, der(OBJECT, CURVE)), der(0xa1, der(BITS, b"\0", public)))
+    private = der(SEQUENCE, integer(1), der(OCTETS, key.to_bytes(32, "big")), der(0xa0, der(OBJECT, CURVE)),
+                  der(0xa1, der(BITS, b"\0", public)))
     return pem("EC PRIVATE KEY", private) + pem("CERTIFICATE", certificate(key, public, begins, ends))

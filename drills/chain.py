@@ -18,10 +18,11 @@ from drills import journal, report
 from drills.sandbox import NOBODY, OWN_MOUNTS, ROOT, SYSTEM_PYTHON, Sandbox, members, private_folder, product_files, wait_for
 from drills.scenario import Inconclusive
 
-ENGINE = ["drill.py"] + sorted("drills/" + name for name in os.listdir(os.path.dirname(os.path.abspath(__file__))) if name.endswith(".py"))
+ENGINE = ["drill.py"] + sorted("drills/" + name for name in os.listdir(os.path.join(ROOT, "drills")) if name.endswith(".py"))
 FINE = ("ok", "learning")
 AFTERMATH = ("recovered", "database_replaced", "shipments_dropped", "shipments_jumped")     # of warnings: it was, and is over
 LINKS = 2                               # that somebody follows in the runbook from what the check names
+BROKEN = ("command not found", "Traceback", "syntax error", "unbound variable")     # no command of the runbook may print these
 READINGS = 3                            # good ones in a row make a steady state
 READING_PAUSE = 0.05                    # seconds
 RECOVERY_SECONDS = 20
@@ -93,7 +94,7 @@ def reading(box):
 
 
 def as_configured(box):
-    """A complaint where the service is not proven to run, runs with other settings than those on disk, or could not start again."""
+    """A complaint where the service is not proven to run, has other settings than those on disk, or could not start again."""
     done = box.status()
     if done.code:
         return "./restart_service.sh status exits %d: %s" % (done.code, done.output.strip()[-200:])
@@ -246,7 +247,8 @@ class Run:
 
     def last_check(self, box):
         """What the check said last, in words."""
-        return next(done.output for done in reversed(box.commands) if "health_check.py" in done.command and "json" not in done.command)
+        checks = [done for done in box.commands if "health_check.py" in done.command and "json" not in done.command]
+        return checks[-1].output
 
     def keep_evidence(self, box, when):
         """Writes down what the box looks like now; the names of the files."""
@@ -262,10 +264,12 @@ class Run:
         box.check()
         complaint = reading(box)
         box.require(complaint is None, "a steady state before the injection: %s" % complaint)
-        self.journal.write("harness", "steady", {"instance": box.steady_instance, "url": box.url}, self.keep_evidence(box, "before"))
+        evidence = self.keep_evidence(box, "before")
+        self.journal.write("harness", "steady", {"instance": box.steady_instance, "url": box.url}, evidence)
         self.journal.write("harness", "seal", {"found": self.before, "copy": "sealed"})     # no writer is at work yet
         shutil.copytree(box.app, box.path("sealed"), ignore=shutil.ignore_patterns("docs", "deploy", "__pycache__"))
-        token = {"folder": box.folder, "port": box.port, "children": [child.owned._asdict() for child in box.children if child.owned]}
+        children = [child.owned._asdict() for child in box.children if child.owned]
+        token = {"folder": box.folder, "port": box.port, "children": children}
         box.write("token.json", json.dumps(token))
         self.journal.write("harness", "revert_token", token)
         keep_writing(box, self.scenario)
@@ -294,13 +298,14 @@ class Run:
         for _ in range(LINKS):
             reached = {link for anchor in reached for link in re.findall(r"\]\(#([\w-]+)\)", box.entry(anchor))}
             known = known | reached
-        lost = self.scenario.level == 1 and known and self.scenario.anchor not in known
-        return ["the runbook leads from the check's output to %s, not to %s" % (", ".join(sorted(known)), self.scenario.anchor)] if lost else []
+        if self.scenario.level > 1 or not known or self.scenario.anchor in known:
+            return []
+        return ["the runbook leads from the check's output to %s, not to %s" % (", ".join(sorted(known)), self.scenario.anchor)]
 
     def diagnose(self, box):
         """The first commands of the runbook's entry have to work whatever is broken."""
         done = box.runbook(box.first_commands(self.scenario.anchor))
-        bad = next((word for word in ("command not found", "Traceback", "syntax error", "unbound variable") if word in done.output), None)
+        bad = next((word for word in BROKEN if word in done.output), None)
         self.journal.write("repair", "note", {"runbook": self.scenario.anchor, "exit": done.code, "fault": bad})
         return ["the first commands of the runbook's entry %s say: %s" % (self.scenario.anchor, bad)] if bad else []
 
@@ -309,7 +314,8 @@ class Run:
             self.journal.write("repair", "mitigate", {"step": step.text})
             done = step.act(box)
             if hasattr(done, "code"):
-                self.journal.write("repair", "command", {"command": done.command, "exit": done.code, "output": done.output[-1000:]})
+                told = {"command": done.command, "exit": done.code, "output": done.output[-1000:]}
+                self.journal.write("repair", "command", told)
 
     def await_recovery(self, box):
         """Waits for a steady state in a row of readings; complaints."""
@@ -416,8 +422,9 @@ class Run:
 
 def among_own_mounts(scenario, evidence, keep):
     """Runs the drill as a program of its own that may mount what nobody else sees and what ends with it; its result."""
-    command = ["unshare", "--user", "--map-root-user", "--mount", sys.executable, os.path.join(ROOT, "drill.py"), "run", scenario.id,
-               "--json"] + (["--evidence", os.path.abspath(evidence)] if evidence else []) + ["--keep"] * keep
+    program = [sys.executable, os.path.join(ROOT, "drill.py")]
+    command = ["unshare", "--user", "--map-root-user", "--mount"] + program + ["run", scenario.id, "--json"] + (
+        ["--evidence", os.path.abspath(evidence)] if evidence else []) + ["--keep"] * keep
     done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=dict(os.environ, **{OWN_MOUNTS: "yes"}))
     return json.loads(done.stdout.decode())[0]
 

@@ -78,6 +78,7 @@ while True:
 """
 
 CRONTAB = "PATH=/usr/bin:/bin\n*/5 * * * *  %s %s --timeout 2 --url %s --log-file %s\n"
+WELL = tells('python3 health_check.py --url "$URL"', 0, "metrics_service OK")     # by hand, on the service's own host
 SERVING = (stays("/livez", 200), stays("/metrics", 200), stays("/readyz", 200), same_instance(), never("Traceback"))
 
 def lose_the_path(box):
@@ -219,7 +220,8 @@ SQUATTED = (
     tells("listeners", 0, "neighbour.py"),
 )
 MOVE = (
-    by_hand("give this service another port, as the runbook's identity and start_failed say: METRICS_PORT in metrics.env", move_away),
+    by_hand("give this service another port, as the runbook's identity and start_failed say: METRICS_PORT in metrics.env",
+            move_away),
     cure("start_failed", "./restart_service.sh"),
 )
 SQUAT_TRAPS = (
@@ -290,6 +292,9 @@ def mend_link(box):
     box.write("link", "pass\n")
 
 
+LINK_MENDED = (
+    by_hand("whoever runs the relay mends it, as the runbook's reset says: ask who runs what is between", mend_link),
+)
 LINK_TRAPS = (
     Trap("restart the service", "./restart_service.sh", "it was well all the time; what is between is not mended by that"),
 )
@@ -380,7 +385,8 @@ NAME_TRAPS = (
 
 SCENARIOS = (
     Scenario(
-        id="D01", name="env-missing", title="The database path is lost from the settings", layer="settings", level=1, set="ci", needs="",
+        id="D01", name="env-missing", title="The database path is lost from the settings", layer="settings", level=1, set="ci",
+        needs="",
         founding="1-database-path-not-set.md",
         page="Somebody tidied up metrics.env and started the service again. Now the dashboard is empty.",
         goal="The service answers again, from settings that outlast the next start.",
@@ -407,7 +413,8 @@ SCENARIOS = (
         hints=(
             "Ask the service itself: python3 metrics_service.py --env-file metrics.env --check",
             "METRICS_DB_PATH is required and is not in metrics.env; a start without it is refused with 78.",
-            "Put the line METRICS_DB_PATH=shipments.db back into metrics.env, run --check until it prints ok:, then ./restart_service.sh",
+            "Put the line METRICS_DB_PATH=shipments.db back into metrics.env, run --check until it prints ok:, then "
+            "./restart_service.sh",
         ),
         prevention="--check before the stop: a restart refuses such settings while the old service still answers",
         proofs=("H", "L", "Q"), cause="setting-missing", anchor="config_invalid",
@@ -415,7 +422,8 @@ SCENARIOS = (
         alerts=("MetricsServiceDown",),
     ),
     Scenario(
-        id="D02", name="path-typo", title="The database path is misspelt", layer="settings", level=1, set="ci", needs="", founding="",
+        id="D02", name="path-typo", title="The database path is misspelt", layer="settings", level=1, set="ci", needs="",
+        founding="",
         page="We corrected a path in metrics.env and started the service again. It does not come up.",
         goal="The service answers with the shipments that it had, and there is no file more than before.",
         inject=mistype_the_path,
@@ -429,7 +437,8 @@ SCENARIOS = (
         quiet=(never("Traceback"), Quiet("no file is made at the wrong path", other_file)),
         deadline=5,
         mitigation=(
-            by_hand("correct the line in metrics.env: METRICS_DB_PATH=shipments.db", lambda box: box.set("METRICS_DB_PATH", "shipments.db")),
+            by_hand("correct the line in metrics.env: METRICS_DB_PATH=shipments.db",
+                    lambda box: box.set("METRICS_DB_PATH", "shipments.db")),
             cure("config_invalid", "python3 metrics_service.py --env-file metrics.env --check"),
             cure("config_invalid", "./restart_service.sh"),
         ),
@@ -446,13 +455,16 @@ SCENARIOS = (
         ),
         prevention="--check before the stop: a restart refuses such settings while the old service still answers",
         proofs=("H", "L", "Q"), cause="path-wrong", anchor="config_invalid",
-        lesson="What cannot be found is looked for, not made: a service that creates its database hides the mistake behind zeros.",
+        lesson="What cannot be found is looked for, not made: a service that creates its database hides the mistake behind "
+               "zeros.",
         alerts=("MetricsServiceDown",), solved=other_database,
     ),
     Scenario(
-        id="D03", name="bad-reload", title="A reload is refused, and nobody looked", layer="settings", level=1, set="ci", needs="",
+        id="D03", name="bad-reload", title="A reload is refused, and nobody looked", layer="settings", level=1, set="ci",
+        needs="",
         founding="",
-        page="We wanted old figures served for two hours during the nightly load and had the service reload. Last night it gave up as before.",
+        page="We wanted old figures served for two hours during the nightly load and had the service reload. Last night it gave "
+             "up as before.",
         goal="The service runs with the longest METRICS_STALE_SECONDS that it takes, without an interruption.",
         inject=reload_out_of_range,
         expected=(
@@ -469,7 +481,8 @@ SCENARIOS = (
             cure("reload_refused", "./restart_service.sh reload"),
         ),
         traps=(
-            Trap("restart to make it take", "./restart_service.sh", "the script refuses: the new settings are as bad for a restart"),
+            Trap("restart to make it take", "./restart_service.sh", "the script refuses: the new settings are as bad for a "
+                                                                    "restart"),
             Trap("stop it, to start clean", "./restart_service.sh stop; ./restart_service.sh start",
                  "the refused reload kept a working service up; this is the outage that it prevented"),
             Trap("put the old settings back", "sed -i /METRICS_STALE_SECONDS/d metrics.env; ./restart_service.sh reload",
@@ -477,7 +490,8 @@ SCENARIOS = (
         ),
         hints=(
             "What does the check say of the database, and: ./restart_service.sh status",
-            "SIGHUP came, the new settings were refused, and the old ones are served on: METRICS_STALE_SECONDS takes 3600 at most.",
+            "SIGHUP came, the new settings were refused, and the old ones are served on: METRICS_STALE_SECONDS takes 3600 at "
+            "most.",
             "Write METRICS_STALE_SECONDS=3600 into metrics.env, then ./restart_service.sh reload",
         ),
         prevention="./restart_service.sh reload waits for the new instance and fails where SIGHUP alone says nothing",
@@ -487,7 +501,8 @@ SCENARIOS = (
         solved=lambda box: None if box.setting("METRICS_STALE_SECONDS") == "3600" else "METRICS_STALE_SECONDS is not 3600",
     ),
     Scenario(
-        id="D06", name="wrong-credentials", title="The service's password was rotated, the check's was not", layer="passwords", level=1,
+        id="D06", name="wrong-credentials", title="The service's password was rotated, the check's was not", layer="passwords",
+        level=1,
         set="ci", needs="", founding="", prepare=set_passwords,
         page="The dashboard asks for a password since security changed it. The new one is new-one; they say they told everybody.",
         goal="The check gets its figures by the new password, and nobody else by none.",
@@ -508,7 +523,8 @@ SCENARIOS = (
                  "the check is content, and so is everybody who can reach the port"),
             Trap("let the old password in again", lambda box: keep_secret(box, "users", make_login(box, "old-one")),
                  "it was rotated for a reason: whoever has it may be the reason", settle=4),
-            Trap("restart the service", "./restart_service.sh", "the service is right and the check is not: the next one refuses it too"),
+            Trap("restart the service", "./restart_service.sh", "the service is right and the check is not: the next one "
+                                                                "refuses it too"),
         ),
         hints=(
             "Read the line of the check that fails, and its entry; then: ls -la users check.credentials",
@@ -521,9 +537,11 @@ SCENARIOS = (
         alerts=("MetricsServiceDown", "MetricsCheckFailing"), solved=unguarded,
     ),
     Scenario(
-        id="D59", name="fixed-not-loaded", title="The right setting is on disk, and not in the process", layer="settings", level=1, set="ci",
+        id="D59", name="fixed-not-loaded", title="The right setting is on disk, and not in the process", layer="settings",
+        level=1, set="ci",
         needs="", founding="", prepare=name_by_a_link,
-        page="The database's link was removed with the last release. metrics.env has been right for days, we looked twice. Still no figures.",
+        page="The database's link was removed with the last release. metrics.env has been right for days, we looked twice. "
+             "Still no figures.",
         goal="The service answers from the settings that are on disk.",
         inject=edit_and_not_load,
         expected=(
@@ -554,9 +572,11 @@ SCENARIOS = (
         alerts=("MetricsDatabaseDown",),
     ),
     Scenario(
-        id="D05", name="port-squatter", title="Another program has the port, and says 200 to everybody", layer="network", level=2, set="ci",
+        id="D05", name="port-squatter", title="Another program has the port, and says 200 to everybody", layer="network", level=2,
+        set="ci",
         needs="", founding="",
-        page="After the maintenance of last night the port answers, says the load balancer. The figures look odd: there are none.",
+        page="After the maintenance of last night the port answers, says the load balancer. The figures look odd: there are "
+             "none.",
         goal="The service answers by its own name, and nobody else on this host noticed.",
         inject=squat_with_answers,
         expected=(
@@ -574,7 +594,8 @@ SCENARIOS = (
         alerts=("MetricsFamiliesMissing",), solved=neighbour_hurt,
     ),
     Scenario(
-        id="D05a", name="port-squatter-silent", title="Another program has the port, and says nothing", layer="network", level=2, set="ci",
+        id="D05a", name="port-squatter-silent", title="Another program has the port, and says nothing", layer="network", level=2,
+        set="ci",
         needs="", founding="", watch=("--timeout", "0.6"),
         page="After the maintenance of last night the dashboard turns and turns.",
         goal="The service answers, and nobody else on this host noticed.",
@@ -591,7 +612,8 @@ SCENARIOS = (
         alerts=("MetricsServiceDown",), solved=neighbour_hurt,
     ),
     Scenario(
-        id="D07", name="tls-expired", title="The certificate has ended", layer="tls", level=2, set="ci", needs="", founding="", prepare=use_tls,
+        id="D07", name="tls-expired", title="The certificate has ended", layer="tls", level=2, set="ci", needs="", founding="",
+        prepare=use_tls,
         page="Since ten o'clock half of the clients say that the service is down. The other half notices nothing.",
         goal="Every client that verifies is served again, over TLS, without an interruption.",
         inject=let_it_expire,
@@ -600,11 +622,13 @@ SCENARIOS = (
             log("WARNING certificate_ends reason=certificate .*ended at"),
             http("/readyz", 200, '"reason": "certificate"'),
             tells("python3 metrics_service.py --env-file metrics.env --check", 0, "the certificate ended at"),
+            http("/metrics", 200),      # to whoever does not verify
         ),
-        quiet=(stays("/livez", 200), stays("/metrics", 200), never(" ERROR "), never("Traceback")),
+        quiet=(never(" ERROR "), never("Traceback")),
         deadline=5,
         mitigation=(
-            by_hand("put the renewed certificate and its key in the place of service.pem, as the runbook's certificate_ends says", renew),
+            by_hand("put the renewed certificate and its key in the place of service.pem, as the runbook's certificate_ends says",
+                    renew),
             cure("certificate_ends", "./restart_service.sh reload"),
         ),
         traps=(
@@ -619,23 +643,26 @@ SCENARIOS = (
         ),
         prevention="the check warns 21 days before; the program that renews the certificate runs the reload",
         proofs=("H", "L", "Q"), cause="certificate-ended", anchor="certificate_ends",
-        lesson="An expired certificate is an outage for the careful only; who turns verification off makes it one for nobody, and unsafe.",
+        lesson="An expired certificate is an outage for the careful only; who turns verification off makes it one for nobody, "
+               "and unsafe.",
         alerts=("MetricsCertificateEnds", "MetricsCertificateEndsNow"), solved=unsafe,
     ),
     Scenario(
-        id="D08", name="cron-environment", title="cron's check goes by a proxy that nobody else uses", layer="monitoring", level=2, set="ci",
+        id="D08", name="cron-environment", title="cron's check goes by a proxy that nobody else uses", layer="monitoring",
+        level=2, set="ci",
         needs="", founding="", prepare=by_cron,
         page="cron mails that the service is down, every five minutes. Whoever looks at it finds it well.",
         goal="cron's own check is content; the service is not touched.",
         inject=set_proxy,
         expected=(
             check("reachable proxy: GET /livez at the proxy 127.0.0.1"),
-            tells('python3 health_check.py --url "$URL"', 0, "metrics_service OK"),
+            WELL,
         ),
         quiet=SERVING,
         deadline=5,
         mitigation=(
-            by_hand("add the service's host to no_proxy where cron takes its environment, as the runbook's proxy says", bypass_proxy),
+            by_hand("add the service's host to no_proxy where cron takes its environment, as the runbook's proxy says",
+                    bypass_proxy),
         ),
         traps=NAME_TRAPS,
         hints=(
@@ -649,9 +676,11 @@ SCENARIOS = (
         alerts=("MetricsCheckFailing",),
     ),
     Scenario(
-        id="D09", name="check-overrun", title="What has the port answers one byte at a time", layer="network", level=2, set="ci", needs="",
+        id="D09", name="check-overrun", title="What has the port answers one byte at a time", layer="network", level=2, set="ci",
+        needs="",
         founding="", watch=("--timeout", "0.6"),
-        page="The host has forty processes of the same check, says the colleague of the operating system. Ours are gone, he adds.",
+        page="The host has forty processes of the same check, says the colleague of the operating system. Ours are gone, he "
+             "adds.",
         goal="The service answers, and nobody else on this host noticed.",
         inject=squat_slowly,
         expected=(
@@ -662,7 +691,8 @@ SCENARIOS = (
         deadline=8,
         mitigation=MOVE,
         traps=SQUAT_TRAPS[:1] + (
-            Trap("give the check more time", "python3 health_check.py --url $URL --timeout 3", "each byte starts a plain timeout anew"),
+            Trap("give the check more time", "python3 health_check.py --url $URL --timeout 3", "each byte starts a plain "
+                                                                                               "timeout anew"),
         ),
         hints=SQUAT_HINTS,
         prevention="one deadline over the whole check, not for each read: runs never pile up",
@@ -671,7 +701,8 @@ SCENARIOS = (
         alerts=("MetricsServiceDown",), solved=neighbour_hurt,
     ),
     Scenario(
-        id="D61", name="watcher-dead", title="Nobody watches any more", layer="monitoring", level=2, set="ci", needs="", founding="",
+        id="D61", name="watcher-dead", title="Nobody watches any more", layer="monitoring", level=2, set="ci", needs="",
+        founding="",
         prepare=by_cron,
         page="It has been so quiet since the crontab was cleaned up. Are we that good?",
         goal="The check runs every five minutes again; the service is not touched.",
@@ -686,8 +717,10 @@ SCENARIOS = (
                     lambda box: edit_crontab(box, "#*/5 * * * *", "*/5 * * * *")),
         ),
         traps=(
-            Trap("run the check once by hand", 'python3 health_check.py --url "$URL"', "it is content, this once; at night nobody runs it by hand"),
-            Trap("restart the service", "./restart_service.sh", "the script runs the check once, and it looks watched for five minutes"),
+            Trap("run the check once by hand", 'python3 health_check.py --url "$URL"', "it is content, this once; at night "
+                                                                                       "nobody runs it by hand"),
+            Trap("restart the service", "./restart_service.sh", "the script runs the check once, and it looks watched for five "
+                                                                "minutes"),
         ),
         hints=(
             "./restart_service.sh status says when the check was here last. The crontab is in the file crontab.",
@@ -700,15 +733,16 @@ SCENARIOS = (
         alerts=("MetricsCheckStopped",),
     ),
     Scenario(
-        id="D62", name="bad-link", title="The way to the service swallows everything", layer="network", level=2, set="ci", needs="", founding="",
+        id="D62", name="bad-link", title="The way to the service swallows everything", layer="network", level=2, set="ci",
+        needs="", founding="",
         prepare=place_relay, watch=("--timeout", "0.6"),
         page="Monitoring says that the service hangs. On its own host it does not.",
         goal="The check is content again; the service is not touched.",
         inject=swallow,
-        expected=(check("reachable silent"), tells('python3 health_check.py --url "$URL"', 0, "metrics_service OK")),
+        expected=(check("reachable silent"), WELL),
         quiet=SERVING,
         deadline=6,
-        mitigation=(by_hand("whoever runs the relay mends it, as the runbook's reset says: ask who runs what is between", mend_link),),
+        mitigation=LINK_MENDED,
         traps=LINK_TRAPS,
         hints=LINK_HINTS,
         prevention="a second check on the service's own host, so that the way and the service are told apart",
@@ -717,15 +751,16 @@ SCENARIOS = (
         alerts=("MetricsServiceDown",),
     ),
     Scenario(
-        id="D62a", name="bad-link-reset", title="The way to the service resets connections", layer="network", level=2, set="ci", needs="",
+        id="D62a", name="bad-link-reset", title="The way to the service resets connections", layer="network", level=2, set="ci",
+        needs="",
         founding="", prepare=place_relay,
         page="Monitoring says that connections are reset. On the service's own host they are not.",
         goal="The check is content again; the service is not touched.",
         inject=reset,
-        expected=(check("reachable reset: .*it resets the connection"), tells('python3 health_check.py --url "$URL"', 0, "metrics_service OK")),
+        expected=(check("reachable reset: .*it resets the connection"), WELL),
         quiet=SERVING,
         deadline=5,
-        mitigation=(by_hand("whoever runs the relay mends it, as the runbook's reset says: ask who runs what is between", mend_link),),
+        mitigation=LINK_MENDED,
         traps=LINK_TRAPS,
         hints=LINK_HINTS,
         prevention="a second check on the service's own host, so that the way and the service are told apart",
@@ -734,15 +769,16 @@ SCENARIOS = (
         alerts=("MetricsServiceDown",),
     ),
     Scenario(
-        id="D62b", name="bad-link-cut", title="The way to the service cuts answers off", layer="network", level=2, set="ci", needs="",
+        id="D62b", name="bad-link-cut", title="The way to the service cuts answers off", layer="network", level=2, set="ci",
+        needs="",
         founding="", prepare=place_relay,
         page="Monitoring gets half an answer. On the service's own host it is whole.",
         goal="The check is content again; the service is not touched.",
         inject=cut_off,
-        expected=(check("reachable closed"), tells('python3 health_check.py --url "$URL"', 0, "metrics_service OK")),
+        expected=(check("reachable closed"), WELL),
         quiet=SERVING,
         deadline=5,
-        mitigation=(by_hand("whoever runs the relay mends it, as the runbook's reset says: ask who runs what is between", mend_link),),
+        mitigation=LINK_MENDED,
         traps=LINK_TRAPS,
         hints=LINK_HINTS,
         prevention="a second check on the service's own host, so that the way and the service are told apart",
@@ -751,14 +787,15 @@ SCENARIOS = (
         alerts=("MetricsServiceDown",),
     ),
     Scenario(
-        id="D63", name="name-wrong", title="The name leads to another address", layer="network", level=2, set="priv", needs="namespace",
+        id="D63", name="name-wrong", title="The name leads to another address", layer="network", level=2, set="priv",
+        needs="namespace",
         founding="", prepare=by_name,
         page="The service is down since the name server was tidied up, says monitoring.",
         goal="The check asks the address where the service is, by its name; the service is not touched.",
         inject=name_another_address,
         expected=(
             check(r"reachable refused: GET /livez at 127\.0\.0\.2 port \d+: nothing listens there"),
-            tells('python3 health_check.py --url "$URL"', 0, "metrics_service OK"),
+            WELL,
         ),
         quiet=SERVING,
         deadline=5,
@@ -776,12 +813,13 @@ SCENARIOS = (
         alerts=("MetricsServiceDown",),
     ),
     Scenario(
-        id="D63a", name="name-unknown", title="The name in the check has no address", layer="network", level=2, set="ci", needs="", founding="",
+        id="D63a", name="name-unknown", title="The name in the check has no address", layer="network", level=2, set="ci",
+        needs="", founding="",
         prepare=by_cron,
         page="Since the crontab was moved to configuration management there is a mail every five minutes.",
         goal="cron's own check is content; the service is not touched.",
         inject=mistype_the_name,
-        expected=(check("reachable unresolved"), tells('python3 health_check.py --url "$URL"', 0, "metrics_service OK")),
+        expected=(check("reachable unresolved"), WELL),
         quiet=SERVING,
         deadline=5,
         mitigation=(by_hand("correct the name in the crontab, as the runbook's unresolved says", correct_the_name),),

@@ -7,13 +7,15 @@ import signal
 import supervision
 from drills import configuration
 from drills.sandbox import OWN_MOUNTS
-from drills.scenario import Scenario, Signal, Trap, by_hand, check, cure, found, http, log, metric, never, same_instance, stays, tells
+from drills.scenario import (Scenario, Signal, Trap, by_hand, check, cure, found, http, log, metric, never, same_instance, stays,
+                             tells)
 
 TOO_LITTLE = 12288                      # bytes; a transaction's journal has some ten pages of 4096
 LOG_QUIET = (stays("/livez", 200), stays("/metrics", 200), stays("/readyz", 200), same_instance(), never("Traceback"))
 LOG_HINTS = (
     "Read what the check says of the log, then: ls -ld \"$(dirname \"$METRICS_LOG_FILE\")\" \"$METRICS_LOG_FILE\"",
-    "The service could not write its log file, said so once, and writes to stdout: metrics_service.pid.out has the lines. Nothing is lost.",
+    "The service could not write its log file, said so once, and writes to stdout: metrics_service.pid.out has the lines. "
+    "Nothing is lost.",
 )
 
 
@@ -124,7 +126,8 @@ def use_up_inodes(box):
     box.shell("for number in {1..40}; do : > data/session.$number || break; done")
     status = os.statvfs(box.path("app/data"))
     box.require(status.f_ffree == 0 and status.f_bavail, "no inode is free, and room is")
-    return "%d inodes and %d blocks are free: %s" % (status.f_ffree, status.f_bavail, writer_refused(box, "unable to open database file"))
+    refused = writer_refused(box, "unable to open database file")
+    return "%d inodes and %d blocks are free: %s" % (status.f_ffree, status.f_bavail, refused)
 
 
 def turn_readonly(box):
@@ -163,8 +166,8 @@ def forbid_growth(box):
     with open(box.path("ledger.errors"), "ab") as errors:
         box.writing = box.spawn(box.python3, box.path("bin/writer.py"), box.database, box.ledger, "0.2", output=errors)
     before = box.limit(box.writing, resource.RLIMIT_FSIZE, TOO_LITTLE)
-    box.wait(lambda: "disk I/O error" in box.read("ledger.errors"), "a row is refused", 5)
-    return "the writer may write files of %d bytes, %d before: %s" % (TOO_LITTLE, before[0], box.read("ledger.errors").splitlines()[-1])
+    refused = writer_refused(box, "disk I/O error")
+    return "the writer may write files of %d bytes, %d before: %s" % (TOO_LITTLE, before[0], refused)
 
 
 def allow_growth(box):
@@ -177,7 +180,8 @@ def still_limited(box):
     return "the writer may still not write" if limited else None
 
 
-OLD_LINES = "".join("2026-01-01T00:%02d:%02d.000Z INFO request method=GET route=/metrics status=200 bytes=10303 client=192.0.2.7\n"
+OLD_LINES = "".join("2026-01-01T00:%02d:%02d.000Z INFO request method=GET route=/metrics status=200 bytes=10303 "
+                    "client=192.0.2.7\n"
                     % (number // 60 % 60, number % 60) for number in range(8000))
 
 
@@ -202,7 +206,8 @@ def lines_lost(box):
 
 SCENARIOS = (
     Scenario(
-        id="D10", name="log-denied", title="The log file cannot be written: its mode", layer="log", level=1, set="ci", needs="user",
+        id="D10", name="log-denied", title="The log file cannot be written: its mode", layer="log", level=1, set="ci",
+        needs="user",
         founding="2-log-file-not-writable.md",
         page="The log of this morning's rotation is empty, says the colleague who looked for a line in it.",
         goal="Lines go to the log file again, without an interruption.",
@@ -218,19 +223,23 @@ SCENARIOS = (
             cure("denied", "chmod u+w FILE", FILE=lambda box: box.log_file),
         ),
         traps=(
-            Trap("restart the service", "./restart_service.sh", "the new one meets the same file and falls back as the old one did"),
+            Trap("restart the service", "./restart_service.sh", "the new one meets the same file and falls back as the old one "
+                                                                "did"),
             Trap("chmod 777", "chmod 777 metrics.log", "lines are written again, by and from everybody on this host: the next "
                  "intruder edits what tells of him", settle=8),
         ),
-        hints=LOG_HINTS + ("chmod u+w metrics.log (its owner is right); the next line or request after 5 s writes to it. No restart.",),
+        hints=LOG_HINTS + ("chmod u+w metrics.log (its owner is right); the next line or request after 5 s writes to it. No "
+                           "restart.",),
         prevention="the rotation creates the file with the service's owner and mode: deploy/logrotate has it",
         proofs=("H", "L", "Q"), cause="log-mode", anchor="denied",
-        lesson="The least important file must not stop the service; what cannot be logged there is logged elsewhere, and said once.",
+        lesson="The least important file must not stop the service; what cannot be logged there is logged elsewhere, and said "
+               "once.",
         alerts=("MetricsLogFallback",),
         solved=lambda box: "everybody may write the log file" if os.stat(box.log_file).st_mode & 0o002 else None,
     ),
     Scenario(
-        id="D10a", name="log-is-a-folder", title="The log file cannot be written: a folder is in its place", layer="log", level=1, set="ci",
+        id="D10a", name="log-is-a-folder", title="The log file cannot be written: a folder is in its place", layer="log", level=1,
+        set="ci",
         needs="", founding="2-log-file-not-writable.md",
         page="After the move to the new host the dashboards look good, but nobody finds the log.",
         goal="Lines go to the log file again, without an interruption.",
@@ -247,17 +256,20 @@ SCENARIOS = (
                     lambda box: box.shell("mv metrics.log metrics.log.folder")),
         ),
         traps=(
-            Trap("restart the service", "./restart_service.sh", "the new one meets the same folder and falls back as the old one did"),
+            Trap("restart the service", "./restart_service.sh", "the new one meets the same folder and falls back as the old "
+                                                                "one did"),
             Trap("chmod 777", "chmod 777 metrics.log", "a folder takes no lines, whatever its mode"),
         ),
-        hints=LOG_HINTS + ("Move the folder aside: mv metrics.log metrics.log.folder; the service makes the file itself. No restart.",),
+        hints=LOG_HINTS + ("Move the folder aside: mv metrics.log metrics.log.folder; the service makes the file itself. No "
+                           "restart.",),
         prevention="create the file before a container mounts it: a mount of a missing file makes a folder",
         proofs=("H", "L", "Q"), cause="log-not-a-file", anchor="not_a_file",
         lesson="The same symptom has several causes; the reason word tells them apart before anybody types chmod.",
         alerts=("MetricsLogFallback",),
     ),
     Scenario(
-        id="D10b", name="log-folder-missing", title="The log file cannot be written: its folder is missing", layer="log", level=1, set="ci",
+        id="D10b", name="log-folder-missing", title="The log file cannot be written: its folder is missing", layer="log", level=1,
+        set="ci",
         needs="", founding="2-log-file-not-writable.md", prepare=log_in_a_folder,
         page="Somebody made room on the disk. Please see whether all is as it should be.",
         goal="Lines go to the log file again, without an interruption.",
@@ -273,7 +285,8 @@ SCENARIOS = (
             by_hand("mkdir -p its folder, as the runbook's log_fallback says", lambda box: box.shell("mkdir -p log")),
         ),
         traps=(
-            Trap("restart the service", "./restart_service.sh", "the new one meets the same lack and falls back as the old one did"),
+            Trap("restart the service", "./restart_service.sh", "the new one meets the same lack and falls back as the old one "
+                                                                "did"),
             Trap("log to stdout for good", "sed -i /METRICS_LOG_FILE/d metrics.env; ./restart_service.sh",
                  "the check of cron, and whoever looks for the log, still look for the file"),
         ),
@@ -285,7 +298,8 @@ SCENARIOS = (
         solved=lambda box: None if box.settings().get("METRICS_LOG_FILE") else "METRICS_LOG_FILE is gone from metrics.env",
     ),
     Scenario(
-        id="D11", name="log-disk-full", title="There is no room for the log", layer="log", level=1, set="ci", needs="", founding="",
+        id="D11", name="log-disk-full", title="There is no room for the log", layer="log", level=1, set="ci", needs="",
+        founding="",
         prepare=long_log, page="The log has not grown since this morning, says the colleague who follows it.",
         goal="Lines go to the log file again, without an interruption.",
         inject=no_room_for_lines,
@@ -298,14 +312,17 @@ SCENARIOS = (
         quiet=LOG_QUIET,
         deadline=8,
         mitigation=(
-            by_hand("make room, as the runbook's disk_full says: rotate the log with mv", lambda box: box.shell("mv metrics.log metrics.log.2")),
+            by_hand("make room, as the runbook's disk_full says: rotate the log with mv", lambda box: box.shell("mv metrics.log "
+                                                                                                                "metrics.log.2")),
         ),
         traps=(
-            Trap("empty the log", ": > metrics.log", "there is room, and nobody can read any more what happened before", settle=8),
+            Trap("empty the log", ": > metrics.log", "there is room, and nobody can read any more what happened before",
+                 settle=8),
             Trap("log to stdout for good", "sed -i /METRICS_LOG_FILE/d metrics.env; ./restart_service.sh reload",
                  "the check of cron, and whoever looks for the log, still look for the file"),
         ),
-        hints=LOG_HINTS + ("Make room on that disk, or mv metrics.log away: the service makes a new one within 5 s. No restart.",),
+        hints=LOG_HINTS + ("Make room on that disk, or mv metrics.log away: the service makes a new one within 5 s. No restart.",
+                           ),
         prevention="rotate by size and keep the log on another volume than the database: deploy/logrotate",
         proofs=("H", "L", "Q"), cause="log-disk-full", anchor="disk_full",
         lesson="A full disk takes the log first; a service that writes its log or dies of it takes the figures along.",
@@ -313,7 +330,8 @@ SCENARIOS = (
         solved=lines_lost,
     ),
     Scenario(
-        id="D13", name="log-flood", title="Somebody tries passwords as fast as he can", layer="log", level=2, set="hand", needs="", founding="",
+        id="D13", name="log-flood", title="Somebody tries passwords as fast as he can", layer="log", level=2, set="hand",
+        needs="", founding="",
         prepare=guard,
         page="The service is slow, and its log is full of one thing. Is that an outage?",
         goal="Nobody tries passwords any more; who has a good one was served all the time.",
@@ -331,7 +349,8 @@ SCENARIOS = (
             Trap("turn the passwords off", "sed -i /METRICS_AUTH_FILE/d metrics.env; ./restart_service.sh reload",
                  "it is quiet now, and he reads what he wanted to read"),
             Trap("restart the service", "./restart_service.sh",
-                 "it forgets who was let in before: the check has to be tried anew, among all the guesses, and is refused with 429"),
+                 "it forgets who was let in before: the check has to be tried anew, among all the guesses, and is refused with "
+                 "429"),
             Trap("delete the log", "rm metrics.log", "it was thinned anyway; what is gone is who did it, and from where"),
         ),
         hints=(
@@ -339,13 +358,15 @@ SCENARIOS = (
             "login_failed by the hundred, and log_thinned: one address tries passwords. Whoever was let in before is served.",
             "Keep that client from the port (here: end guesser.py); no restart, which would make the check wait as well",
         ),
-        prevention="METRICS_HOST and a firewall; wrong passwords are limited by address and in all, and floods of lines are thinned",
+        prevention="METRICS_HOST and a firewall; wrong passwords are limited by address and in all, and floods of lines are "
+                   "thinned",
         proofs=("H", "L", "Q"), cause="password-guessing", anchor="login_failed",
         lesson="A flood in the log is a symptom; silencing the log, or the password, silences the only witness.",
         alerts=("MetricsCheckFailing",), solved=guessing,
     ),
     Scenario(
-        id="D14", name="disk-full", title="The database's volume is full", layer="filesystem", level=2, set="priv", needs="mounts", founding="",
+        id="D14", name="disk-full", title="The database's volume is full", layer="filesystem", level=2, set="priv",
+        needs="mounts", founding="",
         prepare=small_volume, watch=("--max-age", "4"),
         page="The dashboard is green, and no parcel has moved since lunch.",
         goal="New shipments arrive again, and none of those that were confirmed is missing.",
@@ -361,7 +382,8 @@ SCENARIOS = (
                             lambda box: box.shell("rm data/core.1234")),),
         traps=(RESTART_TRAP, JOURNAL_TRAP),
         hints=(
-            "The service is well and reads what is there. What does the writer say (the file ledger.errors, beside app), and df -h data",
+            "The service is well and reads what is there. What does the writer say (the file ledger.errors, beside app), and df "
+            "-h data",
             "database or disk is full: reading needs no room, writing does. Something else has filled the volume.",
             "Remove data/core.1234, which is no file of ours; the writer goes on by itself",
         ),
@@ -371,7 +393,8 @@ SCENARIOS = (
         alerts=("MetricsShipmentsFrozen",), solved=volume_fault,
     ),
     Scenario(
-        id="D15", name="disk-full-plain", title="The writer may not write any more", layer="filesystem", level=2, set="ci", needs="", founding="",
+        id="D15", name="disk-full-plain", title="The writer may not write any more", layer="filesystem", level=2, set="ci",
+        needs="", founding="",
         watch=("--max-age", "4"),
         page="The dashboard is green, and no parcel has moved since lunch.",
         goal="New shipments arrive again, and none of those that were confirmed is missing.",
@@ -383,13 +406,16 @@ SCENARIOS = (
         quiet=LOG_QUIET,
         deadline=15,
         mitigation=(
-            by_hand("raise the writer's file-size limit, as the runbook's frozen says: what the writer prints, ulimit -f, df, df -i", allow_growth),
+            by_hand("raise the writer's file-size limit, as the runbook's frozen says: what the writer prints, ulimit -f, df, "
+                    "df -i", allow_growth),
         ),
         traps=(
             Trap("restart the service", "./restart_service.sh", "it reads; it is the writer that may not write"),
             Trap("write a row by hand, so that the figures move", lambda box: box.sql(
-                "INSERT INTO shipments (reference, status) VALUES ('BY-HAND', 'pending')"), "fresh for a moment, and an invented shipment for ever"),
-            Trap("delete the journal to make room", "rm -f shipments.db-journal", "it makes no room, and would have undone a half-done change"),
+                "INSERT INTO shipments (reference, status) VALUES ('BY-HAND', 'pending')"), "fresh for a moment, and an "
+                                                                                            "invented shipment for ever"),
+            Trap("delete the journal to make room", "rm -f shipments.db-journal", "it makes no room, and would have undone a "
+                                                                                  "half-done change"),
         ),
         hints=(
             "The service is well and reads what is there. What does the writer say? Here: the file ledger.errors, beside app",
@@ -402,7 +428,8 @@ SCENARIOS = (
         alerts=("MetricsShipmentsFrozen",), solved=still_limited,
     ),
     Scenario(
-        id="D16", name="inodes-gone", title="The database's volume has room, and takes no further file", layer="filesystem", level=3, set="priv",
+        id="D16", name="inodes-gone", title="The database's volume has room, and takes no further file", layer="filesystem",
+        level=3, set="priv",
         needs="mounts", founding="", prepare=volume_of_few_files, watch=("--max-age", "4"),
         page="The dashboard is green, and no parcel has moved since lunch. There is room enough, says df.",
         goal="New shipments arrive again, and none of those that were confirmed is missing.",
@@ -416,10 +443,12 @@ SCENARIOS = (
         deadline=15,
         mitigation=(by_hand("remove files that do not belong there, as the runbook's frozen says: df -i, then data/session.*",
                             lambda box: box.shell("rm data/session.*")),),
-        traps=(RESTART_TRAP, Trap("look at the free bytes", "df -h data", "there are enough of them; what is missing is a number for a new file")),
+        traps=(RESTART_TRAP, Trap("look at the free bytes", "df -h data", "there are enough of them; what is missing is a "
+                                                                          "number for a new file")),
         hints=(
             "What does the writer say (the file ledger.errors, beside app)? Then df -h data and df -i data",
-            "unable to open database file, by a writer that has it open: it is the journal that cannot be made. No inode is left.",
+            "unable to open database file, by a writer that has it open: it is the journal that cannot be made. No inode is "
+            "left.",
             "Remove data/session.*; the writer goes on by itself",
         ),
         prevention="an alert on free inodes beside that on free bytes",
@@ -428,7 +457,8 @@ SCENARIOS = (
         alerts=("MetricsShipmentsFrozen",), solved=volume_fault,
     ),
     Scenario(
-        id="D17", name="readonly-volume", title="The database's volume is mounted read-only", layer="filesystem", level=2, set="priv",
+        id="D17", name="readonly-volume", title="The database's volume is mounted read-only", layer="filesystem", level=2,
+        set="priv",
         needs="mounts", founding="", prepare=small_volume, watch=("--max-age", "4"),
         page="The dashboard is green, and no parcel has moved since the storage was serviced.",
         goal="New shipments arrive again, and none of those that were confirmed is missing.",
@@ -436,17 +466,22 @@ SCENARIOS = (
         expected=(
             check("fresh frozen: .*has the writer stopped"),
             Signal("the writer says why", lambda box: found("readonly database", box.read("ledger.errors"))),
-            tells("python3 -c 'import os, sys; print(\"read-only volume:\", bool(os.statvfs(sys.argv[1]).f_flag & os.ST_RDONLY))' "
+            tells("python3 -c 'import os, sys; print(\"read-only volume:\", bool(os.statvfs(sys.argv[1]).f_flag & "
+                  "os.ST_RDONLY))' "
                   '"$METRICS_DB_PATH"', 0, "read-only volume: True"),
         ),
         quiet=READ_ON,
         deadline=15,
         mitigation=(by_hand("mount it read-write, as the runbook's readonly says, after a look at the kernel log",
                             lambda box: box.shell("mount -o remount,bind,rw data")),
-                    by_hand("start the writer anew, as the runbook's readonly says: it connected when the volume was read-only", restart_writer)),
-        traps=(RESTART_TRAP, Trap("give everybody write permission", "chmod 777 data data/shipments.db", "no mode counts on a volume that is read-only")),
+                    by_hand("start the writer anew, as the runbook's readonly says: it connected when the volume was read-only",
+                            restart_writer)),
+        traps=(RESTART_TRAP, Trap("give everybody write permission", "chmod 777 data data/shipments.db", "no mode counts on a "
+                                                                                                         "volume that is "
+                                                                                                         "read-only")),
         hints=(
-            "What does the writer say (the file ledger.errors, beside app)? Then the first command of the runbook's entry readonly",
+            "What does the writer say (the file ledger.errors, beside app)? Then the first command of the runbook's entry "
+            "readonly",
             "attempt to write a readonly database: the mode is right, the volume is mounted read-only.",
             "mount -o remount,bind,rw data, after reading why it turned; then start the writer anew",
         ),

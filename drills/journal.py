@@ -1,12 +1,12 @@
 """The journal of a drill: one JSON object a line, each with the hash of the line before, written before the act it announces.
 
-    header                   journal_version, run_id, scenario (a full copy), mode, seed, started_at, host, service, engine, settings
+    header                   journal_version, run_id, scenario (a full copy), mode, seed, started_at, host, service, engine
     then                     seq, at (UTC), t (monotonic seconds), actor, kind, data, evidence, prev
     result, the last line    what conclude() makes of the lines before it
 
-Nothing in it is a secret, and nothing proves who wrote it: whoever can edit one line can forge all of them. What verify() finds is
-a line, an evidence file or a result that was changed afterwards. The hash of the last line is printed at the end of a run, for
-whoever wants to keep it elsewhere.
+Nothing in it is a secret, and nothing proves who wrote it: whoever can edit one line can forge all of them. What faults() finds
+is a line, an evidence file or a result that was changed afterwards. `drill.py verify` prints the hash of the last line, to be
+kept elsewhere.
 """
 
 import fcntl
@@ -20,8 +20,8 @@ import time
 VERSION = 1
 FIRST = "0" * 64                        # prev of the header
 ACTORS = ("harness", "injector", "watcher", "service", "trainee", "repair")
-KINDS = ("steady", "seal", "revert_token", "inject", "probe", "signal", "quiet_violation", "ack", "hint", "note", "command", "answer",
-         "trap", "mitigate", "recovered", "proof", "revert", "end")
+KINDS = ("steady", "seal", "revert_token", "inject", "probe", "signal", "quiet_violation", "ack", "hint", "note", "command",
+         "answer", "trap", "mitigate", "recovered", "proof", "revert", "end")
 PAR_SECONDS = {1: 300, 2: 600, 3: 1200}         # by level, to mitigate
 HINT_COSTS = (5, 10, 20)
 COLLATERAL_COST = 15
@@ -55,7 +55,7 @@ def read(path):
 
 
 class Journal:
-    """Appends to a journal; each line is on its way to the disk before the method returns. Several processes may append in turn."""
+    """Appends to a journal; each line is on the disk before the method returns. Several processes may append in turn."""
 
     def __init__(self, path):
         self.path, self.folder = path, os.path.dirname(path)
@@ -120,7 +120,8 @@ def data_safety(entries):
     return {
         "rows_before": before.get("rows"), "rows_after": after.get("rows"),
         "acknowledged": after.get("acknowledged"), "missing": len(after.get("missing") or []),
-        "unacknowledged_present": len(after.get("unacknowledged_present") or []), "unexpected": len(after.get("unexpected") or []),
+        "unacknowledged_present": len(after.get("unacknowledged_present") or []),
+        "unexpected": len(after.get("unexpected") or []),
         "fingerprint_before": before.get("fingerprint"), "fingerprint_after": after.get("fingerprint"),
         "quick_check": after.get("quick_check"), "verify": after.get("verify"), "schema": after.get("schema"),
         "failed": proofs[-1]["failed"] if proofs else None,
@@ -137,7 +138,7 @@ def score(entries, scenario, clock, safety):
     hints, notes = len(of_kind(entries, "hint")), of_kind(entries, "note")
     mitigated, par = clock["ttm"], PAR_SECONDS[scenario["level"]]
     timely = 0 if mitigated is None else max(0.0, min(1.0, 2 - mitigated / par))
-    record = 10 if len(notes) >= 2 and any(data.get("rejected") for data in notes) and any(data.get("severity") for data in notes) else 0
+    complete = len(notes) >= 2 and all(any(data.get(name) for data in notes) for name in ("rejected", "severity"))
     wild = [data for data in of_kind(entries, "answer") if data["cause"] not in (scenario["cause"], "undecided")]
     parts = {
         "acknowledged": 10 if clock["ack"] is not None else 0,
@@ -145,7 +146,7 @@ def score(entries, scenario, clock, safety):
         "mitigated": int(25 * timely),
         "recovered": 10 if clock["recovered"] is not None else 0,
         "data proven": 20 if clock["recovered"] is not None and safety["failed"] == [] else 0,
-        "record": record,
+        "record": 10 if complete else 0,
         "hints": -sum(HINT_COSTS[:hints]),
         "collateral": -COLLATERAL_COST * len(collateral(entries)),
         "guesses": -5 * len(wild),
@@ -162,7 +163,8 @@ def verdict(entries, scenario, signals, safety, traps):
     if ends[-1].get("inconclusive"):
         return "completed", "inconclusive", reasons
     if scenario["mode"] == "auto":
-        reasons += ["not seen: " + one for one in signals["missed"]] + ["did not stay quiet: " + one for one in signals["quiet_broken"]]
+        reasons += ["not seen: " + one for one in signals["missed"]]
+        reasons += ["did not stay quiet: " + one for one in signals["quiet_broken"]]
         reasons += ["the checker was content after the trap: " + trap for trap in traps["accepted"]]
     reasons += ["proof %s failed" % name for name in safety["failed"] or []]
     if safety["failed"] is None:
@@ -184,10 +186,14 @@ def conclude(entries):
              "accepted": [data["trap"] for data in tried if not data["refused"]]}
     clock, safety = times(entries, scenario["cause"]), data_safety(entries)
     status, word, reasons = verdict(entries, scenario, signals, safety, traps)
-    result = {"run_id": header["run_id"], "scenario": scenario["id"], "name": scenario["name"], "mode": header["mode"],
-              "status": status, "verdict": word, "reasons": reasons, "times": clock, "signals": signals, "traps": traps, "data": safety,
-              "score": score(entries, scenario, clock, safety) if header["mode"] == "trainee" else None,
-              "collateral": collateral(entries), "leftovers": next((data["leftovers"] for data in of_kind(entries, "revert")), [])}
+    result = {
+        "run_id": header["run_id"], "scenario": scenario["id"], "name": scenario["name"], "mode": header["mode"],
+        "status": status, "verdict": word, "reasons": reasons,
+        "times": clock, "signals": signals, "traps": traps, "data": safety,
+        "score": score(entries, scenario, clock, safety) if header["mode"] == "trainee" else None,
+        "collateral": collateral(entries),
+        "leftovers": next((data["leftovers"] for data in of_kind(entries, "revert")), []),
+    }
     return json.loads(json.dumps(result))       # as it is once it was written and read
 
 

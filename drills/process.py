@@ -79,7 +79,8 @@ def starve_of_memory(box):
     box.limit(pid, resource.RLIMIT_AS, present - (8 << 20))
     box.crowd = box.python(CROWD, str(box.port))
     box.wait(lambda: "MemoryError" in box.log_since() or box.probe("/livez", 0.3).status == "timeout", "memory was refused", 10)
-    return "pid %d may have %d bytes and had %d: %s" % (pid, present - (8 << 20), present, found("MemoryError", box.log_since()) or "no answer")
+    seen = found("MemoryError", box.log_since()) or "no answer"
+    return "pid %d may have %d bytes and had %d: %s" % (pid, present - (8 << 20), present, seen)
 
 
 def refuse_processes(box):
@@ -113,7 +114,8 @@ def hold_the_turn(box):
 
 def restarts_left(box):
     """Why a restart is still under way, None where none is."""
-    left = [pid for pid in supervision.processes() if os.path.join(box.app, "restart_service.sh") in supervision.command_line(pid)]
+    script = os.path.join(box.app, "restart_service.sh")
+    left = [pid for pid in supervision.processes() if script in supervision.command_line(pid)]
     return "a restart still waits: %s" % supervision.describe(left[0]) if left else None
 
 
@@ -148,7 +150,8 @@ SCENARIOS = (
         ),
         hints=(
             "./restart_service.sh status, and the last lines of metrics.log",
-            "The PID file is there and nobody holds its lock; the log has no service_stopping: it was killed, by a person or the kernel.",
+            "The PID file is there and nobody holds its lock; the log has no service_stopping: it was killed, by a person or "
+            "the kernel.",
             "./restart_service.sh; then look for who did it: dmesg, the history of the host",
         ),
         prevention="a supervisor that starts it anew (deploy/systemd), and cron's check within five minutes",
@@ -157,13 +160,15 @@ SCENARIOS = (
         alerts=("MetricsServiceDown", "MetricsServiceFlapping", "MetricsRestarting"),
     ),
     Scenario(
-        id="D36", name="pid-reused", title="The PID file names another process", layer="process", level=2, set="ci", needs="", founding="",
+        id="D36", name="pid-reused", title="The PID file names another process", layer="process", level=2, set="ci", needs="",
+        founding="",
         page="The service does not answer. Its PID file is there, and the process with that number is alive and well.",
         goal="The service answers again, and nothing else on this host noticed.",
         inject=give_its_number_away,
         expected=(
             check("reachable refused"),
-            tells("./restart_service.sh status", 1, r"names pid \d+ \(/bin/sleep 86400.*, which does not hold its lock and is left alone"),
+            tells("./restart_service.sh status", 1,
+                  r"names pid \d+ \(/bin/sleep 86400.*, which does not hold its lock and is left alone"),
         ),
         quiet=(never("Traceback"), never("service_stopping")),
         deadline=5,
@@ -186,7 +191,8 @@ SCENARIOS = (
         alerts=("MetricsServiceDown",),
     ),
     Scenario(
-        id="D37", name="stopped", title="The process is stopped, and its port still accepts", layer="process", level=1, set="ci", needs="",
+        id="D37", name="stopped", title="The process is stopped, and its port still accepts", layer="process", level=1, set="ci",
+        needs="",
         founding="", watch=("--timeout", "0.6"),
         page="The dashboard turns and turns. The port is open, says the network team.",
         goal="The service answers again.",
@@ -204,20 +210,23 @@ SCENARIOS = (
         traps=(
             Trap("see whether the port is open", "timeout 2 bash -c ': < /dev/tcp/127.0.0.1/'${URL##*:} && echo open",
                  "the kernel accepts for a process that does nothing; open is not answering"),
-            Trap("end it politely and wait", 'kill "$PID"; sleep 0.5', "a stopped process acts on no SIGTERM until it is continued"),
+            Trap("end it politely and wait", 'kill "$PID"; sleep 0.5', "a stopped process acts on no SIGTERM until it is "
+                                                                       "continued"),
         ),
         hints=(
             "head -n 4 /proc/$PID/status, with the first lines of the runbook pasted before",
             "State T: somebody sent SIGSTOP. The kernel goes on accepting connections for it.",
             "kill -CONT $PID; or ./restart_service.sh, which continues what it ends",
         ),
-        prevention="a deadline in every client and a watchdog in the supervisor: WatchdogSec= of deploy/systemd ends what does not answer",
+        prevention="a deadline in every client and a watchdog in the supervisor: WatchdogSec= of deploy/systemd ends what does "
+                   "not answer",
         proofs=("H", "L", "Q"), cause="stopped", anchor="silent",
         lesson="'It accepts and does not answer' is a verdict of its own: a check of the port alone is content with it.",
         alerts=("MetricsServiceDown",),
     ),
     Scenario(
-        id="D40", name="fds-gone", title="The process may open no more files", layer="process", level=2, set="ci", needs="", founding="",
+        id="D40", name="fds-gone", title="The process may open no more files", layer="process", level=2, set="ci", needs="",
+        founding="",
         watch=("--timeout", "0.6"),
         page="Nobody can connect to the service any more; whoever is connected is served, says the proxy.",
         goal="Everybody is accepted again, without a restart.",
@@ -233,21 +242,25 @@ SCENARIOS = (
             cure("descriptors", RAISE),
         ),
         traps=(
-            Trap("give the check more time", "python3 health_check.py --url $URL --timeout 3", "nobody is accepted, however long they wait"),
-            Trap("reload it", "./restart_service.sh reload --timeout 3", "a process that may open nothing cannot load anything either"),
+            Trap("give the check more time", "python3 health_check.py --url $URL --timeout 3", "nobody is accepted, however "
+                                                                                               "long they wait"),
+            Trap("reload it", "./restart_service.sh reload --timeout 3", "a process that may open nothing cannot load anything "
+                                                                         "either"),
         ),
         hints=(
             "tail the log for ERROR, then: ls /proc/$PID/fd | wc -l; grep 'open files' /proc/$PID/limits",
             "accept_failed reason=descriptors: more files are open than the limit allows, so that no connection can be accepted.",
             "Raise the soft limit of the living process by the command in the runbook's entry descriptors. No restart.",
         ),
-        prevention="LimitNOFILE= in the unit; connections are capped 64 below the limit, and the one that waited longest gives way",
+        prevention="LimitNOFILE= in the unit; connections are capped 64 below the limit, and the one that waited longest gives "
+                   "way",
         proofs=("H", "L", "Q"), cause="descriptors", anchor="descriptors",
         lesson="Out of descriptors looks like a hang from outside and like a missing database from inside; the log line tells.",
         alerts=("MetricsDescriptorsNearLimit", "MetricsServiceDown"),
     ),
     Scenario(
-        id="D38", name="memory-wedge", title="The process gets no more memory", layer="process", level=3, set="hand", needs="", founding="",
+        id="D38", name="memory-wedge", title="The process gets no more memory", layer="process", level=3, set="hand", needs="",
+        founding="",
         watch=("--timeout", "0.6"),
         page="Some requests get an error, most get nothing. The process is there and uses no processor.",
         goal="Every request is answered again, and the service has the memory that it needs.",
@@ -279,7 +292,8 @@ SCENARIOS = (
         alerts=("MetricsErrorsHigh", "MetricsServiceDown"),
     ),
     Scenario(
-        id="D42", name="restart-race", title="A restart hangs and keeps the turn", layer="process", level=2, set="ci", needs="", founding="",
+        id="D42", name="restart-race", title="A restart hangs and keeps the turn", layer="process", level=2, set="ci", needs="",
+        founding="",
         page="The service was killed. I called the restart script, it did nothing for half a minute and gave up. Now you.",
         goal="The service answers, and no restart is left half-way.",
         inject=hold_the_turn,
@@ -304,7 +318,8 @@ SCENARIOS = (
             "State T: the first restart was stopped while it had the turn. The lock is its, not the file's.",
             "kill -CONT NUMBER, and it goes on to its end; or kill -KILL NUMBER and ./restart_service.sh",
         ),
-        prevention="the lock goes with its process; a restart runs in a session that nobody's Ctrl-Z reaches, such as cron's or systemd's",
+        prevention="the lock goes with its process; a restart runs in a session that nobody's Ctrl-Z reaches, such as cron's or "
+                   "systemd's",
         proofs=("H", "L", "Q"), cause="restart-stuck", anchor="another-restart-is-at-work",
         lesson="A lock that is in the way has an owner; removing the file makes two owners of one service.",
         alerts=("MetricsServiceDown",), solved=restarts_left,
@@ -333,10 +348,12 @@ SCENARIOS = (
         proofs=("H", "L", "Q"), cause="none", anchor="recovered",
         lesson="To leave a well system alone is an answer, and the hardest one on call.",
         alerts=(),
-        solved=lambda box: None if box.instance() == box.steady_instance else "the service was restarted, and nothing was wrong with it",
+        solved=lambda box: None if box.instance() == box.steady_instance else "the service was restarted, and nothing was wrong "
+                                                                              "with it",
     ),
     Scenario(
-        id="D57", name="threads-refused", title="The service may start no process", layer="process", level=3, set="priv", needs="user",
+        id="D57", name="threads-refused", title="The service may start no process", layer="process", level=3, set="priv",
+        needs="user",
         founding="",
         page="A reload does nothing. The settings are good, --check says so, and the service runs as ever.",
         goal="The setting is in force, and nobody was interrupted.",

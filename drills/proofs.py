@@ -22,6 +22,9 @@ from drills import writer   # noqa: E402
 ROWS = "SELECT {columns} FROM shipments WHERE reference NOT GLOB '%s*' AND ({condition}) ORDER BY reference" % writer.PREFIX
 LEDGER = writer.STORED.replace("reference = ?", "reference GLOB '%s*'" % writer.PREFIX)
 
+PARTS = ("bytes", "rows", "fingerprint", "quick_check", "foreign_keys", "schema", "acknowledged", "missing",
+         "unacknowledged_present", "unexpected")
+
 
 def file_hash(path):
     digest = hashlib.sha256()
@@ -32,7 +35,7 @@ def file_hash(path):
 
 
 def fingerprint(db, condition):
-    """(rows, SHA-256 over all of them, every column with its type, in the order of their references and of the columns' names)."""
+    """Rows, and SHA-256 over all of them: every column with its type but the id, by reference and by the columns' names."""
     columns = sorted(row[1] for row in db.execute("PRAGMA table_info(shipments)"))
     typed = ", ".join("typeof(%s), CAST(%s AS BLOB)" % ((schema_check.quoted(name),) * 2) for name in columns if name != "id")
     digest, count = hashlib.sha256(repr(columns).encode()), 0
@@ -72,8 +75,7 @@ def schema(db, _):
 
 def examine(database, ledger, condition="1"):
     parts = ((fingerprint, condition), (quick_check, None), (foreign_keys, None), (schema, None), (compare_ledger, ledger))
-    seen, errors = dict.fromkeys(("bytes", "rows", "fingerprint", "quick_check", "foreign_keys", "schema", "acknowledged", "missing",
-                                  "unacknowledged_present", "unexpected")), []
+    seen, errors = dict.fromkeys(PARTS), []
     try:
         seen["bytes"] = file_hash(database)
         db = sqlite3.connect("file:%s?mode=ro" % database, uri=True, timeout=2)

@@ -7,6 +7,7 @@ from drills.journal import HINT_COSTS, of_kind
 
 ESCAPES = re.compile(r"\x1b\][^\x07\x1b]*(\x07|\x1b\\)|\x1b\[[0-?]*[ -/]*[@-~]|\x1b[@-_]|[\x00-\x08\x0b-\x1f\x7f]")
 UNTOLD = ("found", "children", "output", "traceback")      # of an entry: too long for a line
+PROVEN = ("rows_before", "rows_after", "acknowledged", "missing", "quick_check", "verify")
 PEOPLE = "(for people to write)"
 
 
@@ -27,7 +28,8 @@ def terminal(commands):
 
 def told(entry):
     """An entry's data in one line."""
-    parts = ["%s: %s" % (name, value) for name, value in sorted(entry["data"].items()) if name not in UNTOLD and value is not None]
+    named = sorted(item for item in entry["data"].items() if item[0] not in UNTOLD and item[1] is not None)
+    parts = ["%s: %s" % item for item in named]
     return " ".join("; ".join(parts).replace("|", "/").split())[:200]
 
 
@@ -77,7 +79,8 @@ def debrief(scenario, result, folder):
 
 
 def table(header, lines):
-    return "\n".join(["| %s |" % " | ".join(header), "|%s" % ("---|" * len(header))] + ["| %s |" % " | ".join(row) for row in lines])
+    head = ["| %s |" % " | ".join(header), "|" + "---|" * len(header)]
+    return "\n".join(head + ["| %s |" % " | ".join(row) for row in lines])
 
 
 def summary(header, result):
@@ -88,8 +91,9 @@ def summary(header, result):
 
 def impact_of(entries, result):
     probes = next((data for data in of_kind(entries, "probe") if "probes" in data), {})
-    return ("%s of %s probes of /livez and /metrics failed, the first %s after the injection; false alarms: %d."
-            % (probes.get("failed", "-"), probes.get("probes", "-"), lasted(probes.get("impact")), len(result["signals"]["quiet_broken"])))
+    counts = probes.get("failed", "-"), probes.get("probes", "-"), lasted(probes.get("impact"))
+    return "%s of %s probes failed, the first %s after the injection; false alarms: %d." % (
+        counts + (len(result["signals"]["quiet_broken"]),))
 
 
 def detection_of(entries, result):
@@ -100,8 +104,10 @@ def detection_of(entries, result):
 
 
 def diagnosis_of(entries):
-    notes = [("rejected" if data.get("rejected") else "noted", data["text"]) for data in of_kind(entries, "note") if data.get("text")]
-    answers = [("answered", data["cause"] + (", next: " + data["next"] if data.get("next") else "")) for data in of_kind(entries, "answer")]
+    notes = [("rejected" if data.get("rejected") else "noted", data["text"])
+             for data in of_kind(entries, "note") if data.get("text")]
+    answers = [("answered", data["cause"] + (", next: " + data["next"] if data.get("next") else ""))
+               for data in of_kind(entries, "answer")]
     return table(("state", "hypothesis"), notes + answers)
 
 
@@ -116,11 +122,12 @@ def postmortem(entries, path, digest):
     header, result = entries[0], entries[-1]["result"]
     scenario, data = header["scenario"], result["data"]
     severity = next((one["severity"] for one in of_kind(entries, "note") if one.get("severity")), PEOPLE)
-    proofs = ", ".join("%s %s" % (name, data[name]) for name in ("rows_before", "rows_after", "acknowledged", "missing", "quick_check", "verify"))
+    proofs = ", ".join("%s %s" % (name, data[name]) for name in PROVEN)
     fields = (
         ("Title", "%s, run %s" % (scenario["title"], header["run_id"])),
         ("Status", "draft"),
-        ("Date, severity, drill or real", "%s; severity %s; drill %s, %s" % (header["started_at"], severity, scenario["id"], header["mode"])),
+        ("Date, severity, drill or real", "%s; severity %s; drill %s, %s" % (
+            header["started_at"], severity, scenario["id"], header["mode"])),
         ("Authors, responders", PEOPLE + " Roles, no names."),
         ("Summary", summary(header, result)),
         ("Impact", impact_of(entries, result)),

@@ -74,7 +74,7 @@ PROBED = ("/livez", "/readyz", "/metrics")
 BLOCK = re.compile(r"^```bash\n(.*?)^```", re.DOTALL | re.MULTILINE)
 INLINE = re.compile(r"`([^`]+)`")
 
-Done = collections.namedtuple("Done", "command code output seconds at")     # code: 128 + N when ended by signal N, as a shell says
+Done = collections.namedtuple("Done", "command code output seconds at")     # code: 128 + N when ended by signal N
 Probe = collections.namedtuple("Probe", "status reason body seconds at")    # status: a number, or a word of WORDS
 Owned = collections.namedtuple("Owned", "pid started")                      # a process; a number with its start is never reused
 
@@ -252,7 +252,13 @@ def remove(folder):
                 subprocess.call(["umount", "-l", path])
             if not os.path.islink(path):
                 os.chmod(path, 0o700)
-    shutil.rmtree(folder)
+    for left in (2, 1, 0):
+        try:
+            shutil.rmtree(folder)
+            return
+        except OSError:     # a trainee's shell has written down a command meanwhile
+            if not left:
+                raise
 
 
 def make_folder(run_id):
@@ -290,7 +296,8 @@ def read_marker(folder):
     truths = (
         (os.path.dirname(folder) == os.path.realpath(tempfile.gettempdir()), "it is not in the folder for temporary files"),
         (os.path.basename(folder).startswith("%s%s-" % (PREFIX, named["run_id"])), "its name is not that of its run"),
-        ((named["folder"], named["inode"], named["device"]) == (folder, status.st_ino, status.st_dev), "its marker is another folder's"),
+        ((named["folder"], named["inode"], named["device"]) == (folder, status.st_ino, status.st_dev),
+         "its marker is another folder's"),
         (status.st_uid in owners and named["uid"] == os.geteuid(), "it belongs to another user"),
         (not status.st_mode & 0o077, "others may enter it"),
     )
@@ -449,8 +456,9 @@ class Sandbox:
     def run(self, arguments, shown=None, seconds=COMMAND_SECONDS, environ=None):
         """Runs a command in the product's folder and records it."""
         at, clock = time.time(), time.monotonic()
-        process = subprocess.Popen(arguments, cwd=self.app, env=dict(self.environ(), **(environ or {})), stdin=subprocess.DEVNULL,
-                                   stdout=subprocess.PIPE, stderr=subprocess.STDOUT, preexec_fn=self.become, start_new_session=True)
+        process = subprocess.Popen(arguments, cwd=self.app, env=dict(self.environ(), **(environ or {})), start_new_session=True,
+                                   stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                                   preexec_fn=self.become)
         try:
             output = process.communicate(timeout=seconds)[0]
         except subprocess.TimeoutExpired:
@@ -655,7 +663,7 @@ class Sandbox:
         os.kill(self.proven(process), number)
 
     def limit(self, process, which, soft):
-        """Sets a soft limit of a process of this sandbox; the limits before. The hard limit stays: it could not be raised again."""
+        """Sets a soft limit of a process of this sandbox; the limits before. A hard limit could not be raised again."""
         pid = self.proven(process)
         before = resource.prlimit(pid, which)
         resource.prlimit(pid, which, (soft, before[1]))
@@ -675,9 +683,8 @@ class Sandbox:
 
     def stop_writer(self):
         if self.writing and self.writing.poll() is None:
+            self.signal(self.writing, signal.SIGCONT)   # before: it may have ended by itself right after the other
             self.signal(self.writing, signal.SIGTERM)
-            if self.writing.poll() is None and supervision.process_stat(self.writing.pid).state == "T":
-                self.signal(self.writing, signal.SIGCONT)   # to one that is not stopped, and may be gone by now, none is sent
             self.writing.wait(PATIENCE)
 
     def kill_writer(self):

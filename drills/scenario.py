@@ -1,16 +1,17 @@
 """What a drill is: one row of a table, and the words that its columns are written in.
 
 A scenario is data: what is broken, what must then be seen and what not, what mends it, what does not. The rows stand in the files
-beside this one, by layer: configuration.py, files.py, process.py, database.py, schema.py, data.py; each has a tuple SCENARIOS. The
-engine takes a row through the chain of chain.py, on a real copy of the product in a Sandbox (sandbox.py), here called `box`.
+beside this one, by layer: configuration.py, files.py, process.py, database.py, schema.py, data.py; each has a tuple SCENARIOS.
+chain.py takes a row through its chain, on a real copy of the product in a Sandbox (sandbox.py), here called `box`.
 
 How to write a row
 
-  1. Do it by hand first: copy the product, break it, look at what check, log, /readyz, /metrics and scripts say, follow the runbook.
+  1. Do it by hand first: copy the product, break it, look at what check, log, /readyz, /metrics and scripts say, and follow the
+     runbook.
   2. inject is a function of the box that breaks it in a real way (never by a switch in the product), and returns a sentence that
      proves that it took hold: a limit read back, a lock seen, a file's mode. It raises Inconclusive (box.require does) where it
      did not. It is run anew for every trap, each time in a fresh box, so it must not depend on anything outside of the box. What
-     the fault needs and is itself no fault (a password, a certificate, an old backup) is made by prepare, before the service starts.
+     the fault needs and is itself no fault (a password, a certificate, an old backup) is made by prepare, before the start.
   3. expected are signals, each of which must be seen within `deadline` seconds of the injection:
        check(PATTERN, code=1)             health_check.py ends so and prints what the regular expression finds
        log(PATTERN)                       a line of the log, or of PIDFILE.out, written since the injection
@@ -24,8 +25,8 @@ How to write a row
        same_instance()                    nobody restarted or reloaded the service
        unless_said(CODE)                  no command of the injection ended so
   4. mitigation are steps that stand in the runbook; the engine refuses a command that its entry does not have, word for word:
-       cure(ANCHOR, COMMAND, WORD=VALUE)  a command of that entry, in a ```bash block or in backticks; the capital words filled in.
-                                          A value may be a function of the box. $URL, $PID, sql, holders, ... are there.
+       cure(ANCHOR, COMMAND, WORD=VALUE)  a command of that entry, in a ```bash block or in backticks; the capital words filled
+                                          in. A value may be a function of the box. $URL, $PID, sql, holders, ... are there.
        page(FILE, EXAMPLE=VALUE)          the commands of field 13 of docs/incidents/FILE
        by_hand(TEXT, FUNCTION)            what an editor or another person does: a line put back, a bystander's owner asked
   5. traps are plausible wrong moves with a why, which the debrief prints: Trap(TEXT, ACT, WHY), where ACT is a shell command as a
@@ -58,8 +59,8 @@ NEEDS = {
 }
 
 Scenario = collections.namedtuple("Scenario", (
-    "id name title layer level set needs founding page goal inject expected quiet deadline mitigation traps hints prevention proofs "
-    "cause anchor lesson alerts watch prepare solved"))
+    "id name title layer level set needs founding page goal inject expected quiet deadline mitigation traps hints prevention "
+    "proofs cause anchor lesson alerts watch prepare solved"))
 # watch: more options of the check, as cron has them in this sandbox. prepare: function of the box, run before the service starts.
 # solved: function of the box, a complaint or None.
 Scenario.__new__.__defaults__ = ((), (), None, None)
@@ -110,7 +111,8 @@ def metric(name, value):
 def tells(command, code, pattern=""):
     def look(box):
         done = box.runbook(command)
-        return (found(pattern, done.output) or "exit %d" % code) if done.code == code and re.search(pattern, done.output) else None
+        fits = done.code == code and re.search(pattern, done.output)
+        return (found(pattern, done.output) or "exit %d" % code) if fits else None
     return Signal("`%s` exits %d: %s" % (command, code, pattern), look)
 
 
@@ -150,7 +152,8 @@ def unless_said(code):
 def filled(command, words, box):
     """A command with its capital words, and example values, replaced."""
     for word, value in sorted(words.items(), key=lambda item: -len(item[0])):
-        command = re.sub(r"(?<![\w$])%s(?!\w)" % re.escape(word), lambda _: str(value(box) if callable(value) else value), command)
+        ours = str(value(box) if callable(value) else value)
+        command = re.sub(r"(?<![\w$])%s(?!\w)" % re.escape(word), lambda _: ours, command)
     return command
 
 

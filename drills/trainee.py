@@ -19,8 +19,8 @@ import sys
 import time
 
 from drills import catalogue, chain, journal, report
-from drills.sandbox import (KEPT, MARKER, ROOT, SYSTEM_PYTHON, Foreign, Owned, candidates, end, make_template, owned, private_folder,
-                            read_marker, sweep, wait_for)
+from drills.sandbox import (KEPT, MARKER, ROOT, SYSTEM_PYTHON, Foreign, Owned, candidates, end, make_template, owned,
+                            private_folder, read_marker, sweep, wait_for)
 from drills.scenario import Inconclusive
 
 MEANT = "DRILL"                         # in the environment of a trainee's shell: the folder of the drill
@@ -37,8 +37,8 @@ EVIDENCE = "drill_evidence"             # default folder
 ALIASES = ("amber", "birch", "cobalt", "dune", "ember", "fjord", "granite", "harbour", "indigo", "juniper", "kestrel", "lagoon")
 RULES = """\
 Rules: edit neither the code nor the check. Two processes `sleep 86400` with their files bystander-1 and bystander-2 belong to
-somebody else: leave them alone. No row may be lost. Say `ack` when you have read this; `note` what you find (with --severity once,
-and --rejected for a cause that you have ruled out), `answer` the cause, `check` whether it is mended, `end` when it is.
+somebody else: leave them alone. No row may be lost. Say `ack` when you have read this; `note` what you find (with --severity
+once, and --rejected for a cause that you have ruled out), `answer` the cause, `check` whether it is mended, `end` when it is.
 """
 RUNBOOK_ONLY = "Read docs/ in that folder and nothing else: neither the code nor a colleague who knows it.\n"
 # Acts that mend nothing and cost something, found in the commands as typed.
@@ -179,7 +179,8 @@ class Keeper(chain.Run):
             if re.match(r"\s*(drill|python3? \S*drill\.py)\b", command):
                 continue
             fault = next((words for words, pattern in patterns if re.search(pattern, command)), None)
-            self.journal.write("trainee", "command", {"command": command[:500], "exit": code, "typed_at": at, "collateral": fault})
+            self.journal.write("trainee", "command", {
+                "command": command[:500], "exit": code, "typed_at": at, "collateral": fault})
         self.typed = len(lines)
 
     def ack(self, box, words):
@@ -220,7 +221,8 @@ class Keeper(chain.Run):
         box.unwatch()
         self.impact(box)
         reasons = reasons + self.prove(box)
-        return reasons + ["%s was edited" % name for name, digest in sorted(code_of(box).items()) if self.clean_code.get(name) != digest]
+        code = code_of(box)
+        return reasons + ["%s was edited" % name for name in sorted(code) if self.clean_code.get(name) != code[name]]
 
     def end(self, box, words):
         return self.close(box, [], words.get("keep"))
@@ -344,14 +346,21 @@ __told=$(history 1)
 __tell() {{
   local code=$? line
   line=$(history 1)
-  [[ $line == "$__told" ]] || printf '%s\t%s\t%s\n' "$(date +%s)" "$code" "$(sed 's/^ *[0-9]* *//' <<< "$line")" >> {log}
+  [[ $line == "$__told" ]] || printf '%s\t%s\t%s\n' "$(date +%s)" "$code" "$(sed 's/^ *[0-9]* *//' <<< "$line")" 2> /dev/null >> {log}
   __told=$line
 }}
 PROMPT_COMMAND=__tell
 """
 
 
-BECOME = "import os, sys; os.setgroups([]); os.setgid({0}); os.setuid({0}); os.execvp(sys.argv[2], sys.argv[2:])".format("int(sys.argv[1])")
+BECOME = """
+import os, sys
+user = int(sys.argv[1])
+os.setgroups([])
+os.setgid(user)
+os.setuid(user)
+os.execvp(sys.argv[2], sys.argv[2:])
+"""
 
 
 def shell(folder):
@@ -362,8 +371,9 @@ def shell(folder):
         HOME=os.path.join(folder, "home"), TERM=os.environ.get("TERM", "dumb"), **{MEANT: folder})
     rc = os.path.join(folder, "rc")
     with open(rc, "w") as file:
-        file.write(RC.format(app=shlex.quote(app), log=shlex.quote(os.path.join(folder, COMMANDS)),
-                             python=shlex.quote(sys.executable if owner == os.geteuid() else SYSTEM_PYTHON), program=shlex.quote(os.path.join(ROOT, "drill.py"))))
+        words = {"app": app, "log": os.path.join(folder, COMMANDS), "program": os.path.join(ROOT, "drill.py"),
+                 "python": sys.executable if owner == os.geteuid() else SYSTEM_PYTHON}
+        file.write(RC.format(**{name: shlex.quote(word) for name, word in words.items()}))
     command = ["env", "-i"] + ["%s=%s" % item for item in environ.items()] + ["bash", "--noprofile", "--rcfile", rc, "-i"]
     if owner != os.geteuid():       # a drill for an unprivileged user, set up by root
         command = [sys.executable, "-c", BECOME, str(owner)] + command
@@ -406,5 +416,6 @@ def start(name, evidence, minutes=None, with_shell=False, keep_folder=False, run
         print("A shell in the sandbox; `drill ack`, `drill hint`, ... and `exit`.", flush=True)
         shell(folder)
     elif not code:
-        print("Go there by: cd %s    and say: %s %s ack" % (os.path.join(folder, "app"), sys.executable, os.path.join(ROOT, "drill.py")))
+        program = os.path.join(ROOT, "drill.py")
+        print("Go there by: cd %s    and say: %s %s ack" % (os.path.join(folder, "app"), sys.executable, program))
     return code

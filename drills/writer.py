@@ -4,8 +4,8 @@
 
 A line `reference version digest` is appended and synced only after COMMIT has returned, so that what stands in the ledger must be
 in the database whatever happened since. Two of three commits are a new shipment, the third changes an earlier one: its cost is
-the version, so that a lost update is seen too. Whatever SQLite refuses is told on stderr and tried again with the next one; a file
-that was replaced is opened anew. SIGTERM ends it between two commits.
+the version, so that a lost update is seen too. Whatever SQLite refuses is told on stderr, and the next one tried; a file that was
+replaced is opened anew. SIGTERM ends it between two commits.
 """
 
 import hashlib
@@ -68,7 +68,8 @@ class Writer:
             self.connection.close()
             self.connection = None
         if not self.connection:
-            self.connection = sqlite3.connect("file:%s?mode=rw" % self.database, uri=True, timeout=BUSY_SECONDS, isolation_level=None)
+            self.connection = sqlite3.connect("file:%s?mode=rw" % self.database, uri=True, timeout=BUSY_SECONDS,
+                                              isolation_level=None)
             self.identity = os.stat(self.database)
 
     def commit(self, reference, version):

@@ -96,7 +96,8 @@ EDITS = {
     "a line taken out": (lambda folder: without_a_line(folder / "journal.jsonl"), "does not follow"),
     "evidence": (lambda folder: reworded(folder / "check-during.txt", "FAILING", "OK"), "check-during.txt was changed"),
     "evidence taken out": (lambda folder: (folder / "log-after.txt").unlink(), "log-after.txt is missing"),
-    "the last line": (lambda folder: reworded(folder / "journal.jsonl", '"missing": 0', '"missing": 1'), "the result is not what"),
+    "the last line": (lambda folder: reworded(folder / "journal.jsonl", '"missing": 0', '"missing": 1'),
+                      "the result is not what"),
     "the result": (lambda folder: reworded(folder / "result.json", '"pass"', '"fail"'), "result.json is not"),
 }
 
@@ -138,7 +139,8 @@ def test_report_drafts_a_postmortem_of_twenty_fields(copied):
     titles = re.findall(r"^## (\d+)\. (.+)$", output, re.MULTILINE)
     page = (ROOT / "docs" / "incidents" / OWN_ROW.founding).read_text()
     assert titles == re.findall(r"^## (\d+)\. (.+)$", page, re.MULTILINE)
-    assert "Of %d acknowledged rows 0 are missing" % json.loads((copied / "result.json").read_text())["data"]["acknowledged"] in output
+    result = json.loads((copied / "result.json").read_text())
+    assert "Of %d acknowledged rows 0 are missing" % result["data"]["acknowledged"] in output
 
 
 def test_an_injection_that_does_not_take_hold_is_inconclusive(template, tmp_path):
@@ -156,7 +158,8 @@ def test_a_fault_that_nothing_shows_fails_the_run(template, tmp_path):
 
 
 def test_a_trap_that_mends_fails_the_run(template, tmp_path):
-    back = scenario.Trap("rename it back", lambda box: box.sql("ALTER TABLE shipments RENAME COLUMN carrier_name TO carrier"), "it does")
+    back = scenario.Trap("rename it back", lambda box: box.sql(
+        "ALTER TABLE shipments RENAME COLUMN carrier_name TO carrier"), "it does")
     result = chain.perform(OWN_ROW._replace(traps=(back,)), template, str(tmp_path))
     assert result["reasons"] == ["the checker was content after the trap: rename it back"]
 
@@ -312,7 +315,8 @@ def say(folder, *words):
 
 
 def follow(folder, commands):
-    return subprocess.run(["bash", "-ec", commands], cwd=folder + "/app", env={"PATH": os.environ["PATH"], "PYTHON": sys.executable},
+    environ = {"PATH": os.environ["PATH"], "PYTHON": sys.executable}
+    return subprocess.run(["bash", "-ec", commands], cwd=folder + "/app", env=environ,
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True)
 
 
@@ -359,6 +363,7 @@ def test_the_shell_records_what_is_typed(trained, tmp_path):
     assert typed == [("ls metrics.env", "0"), ("false", "1")]
     assert [data["text"] for data in journal.of_kind(entries, "note")] == ["found"]
     assert "given up" in entries[-1]["result"]["reasons"]
+    wait_for(lambda: not folders_of(entries[0]["run_id"]), "the sandbox to be gone")
 
 
 def test_a_drill_whose_keeper_is_killed_is_reverted_by_its_watchdog(trained):
@@ -412,7 +417,8 @@ def test_every_anchor_of_a_scenario_is_an_entry_of_the_runbook():
 
 
 def test_names_and_ids_are_given_once():
-    assert len({row.id for row in catalogue.SCENARIOS}) == len({row.name for row in catalogue.SCENARIOS}) == len(catalogue.SCENARIOS)
+    ids, names = zip(*((row.id, row.name) for row in catalogue.SCENARIOS))
+    assert len(set(ids)) == len(set(names)) == len(catalogue.SCENARIOS)
 
 
 def test_every_alert_has_a_drill_or_a_reason_for_none():
