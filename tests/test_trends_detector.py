@@ -19,7 +19,8 @@ import trends
 from conftest import LONG, ROOT
 from series import BEGIN, DAY, QUIET, WEEK, Source, changed, quiet
 
-METRICS = 6         # of a whole check, that share its tolerance
+SHARED = 8          # judgements of a whole check, that share its tolerance: six metrics, and the silence of two
+COUNTS = "busy", "sparse"
 FIVE, HOUR = 300, 3600
 PEAK = BEGIN + 29 * DAY + 13 * 3600     # a Tuesday at 13:00, after four weeks
 SCMS = ROOT.parent / "shared" / "data" / "SCMS_Delivery_History_Dataset.csv"
@@ -27,16 +28,16 @@ PYTHONS = sorted(map(str, Path.home().glob(".pyenv/versions/3.*/bin/python"))) +
 
 
 def limit(step):
-    return trends.threshold(step, trends.tolerated(METRICS))
+    return trends.threshold(step, trends.tolerated(SHARED))
 
 
-def detector(step, local=time.gmtime):
-    return trends.Detector(step, local, limit(step))
+def detector(step, local=time.gmtime, kind=None):
+    return (trends.Counts if kind in COUNTS else trends.Detector)(step, local, limit(step))
 
 
-def judged(rows, step):
-    """What a new detector makes of each."""
-    return map(functools.partial(lambda made, row: made.update(*row), detector(step)), rows)
+def judged(rows, step, kind=None):
+    """What a new detector, of the kind of metric, makes of each."""
+    return map(functools.partial(lambda made, row: made.update(*row), detector(step, kind=kind)), rows)
 
 
 def alarms(items, step):
@@ -52,7 +53,7 @@ def silences(items):
 @functools.lru_cache(maxsize=None)
 def learnt(kind, seed, step):
     """(a detector that knows four weeks and more of a quiet metric, the two days that come then)."""
-    made, rows = detector(step), list(quiet(kind, seed, step, 4.6))
+    made, rows = detector(step, kind=kind), list(quiet(kind, seed, step, 4.6))
     for row in rows:
         if row[0] < PEAK:
             made.update(*row)
@@ -85,7 +86,7 @@ CHANGES = {"stop": lambda value: 0.0, "half": lambda value: value / 2, "double":
 
 def test_the_threshold_is_the_number_of_false_alarms_that_is_tolerated():
     assert trends.threshold(FIVE, 1 / 4) == pytest.approx(math.log10(4 * 2016))
-    assert METRICS * trends.tolerated(METRICS) == pytest.approx(1 / 4)      # of the whole check
+    assert SHARED * trends.tolerated(SHARED) == pytest.approx(1 / 4)      # of the whole check
     assert trends.threshold(60, .1) == pytest.approx(trends.threshold(60, 1) + 1)
 
 
@@ -98,7 +99,7 @@ def test_a_quiet_metric_alarms_no_more_often_than_is_tolerated(kind, step, weeks
         known += sum(item.state == "judged" for item in items) * step / WEEK
         wrong += len(alarms(items, step)) + (len(alarms(silences(items), step)) if kind in ("busy", "sparse") else 0)
     assert known > .8 * weeks * seeds       # else there was nothing that could have been wrong
-    assert wrong / known <= trends.tolerated(METRICS)
+    assert wrong / known <= trends.tolerated(SHARED)
 
 
 def test_a_score_of_s_comes_about_once_in_ten_to_the_s():
