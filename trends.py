@@ -25,7 +25,7 @@ from contextlib import ExitStack, contextmanager, suppress
 WEEK = 7 * 86400                # seconds
 WEEKS = 4                       # in which the whole check may have one false alarm
 RATE, RATE_STEP = .02, 300      # of the way to a new value that a baseline goes, at steps of so many seconds
-SMOOTHED, LASTING = 3, 12       # residuals whose means tell what stays, from what is odd once
+SMOOTHED, LASTING = 3, 8        # residuals whose means tell what stays, from what is odd once
 TAIL, FEWEST, MOST = .05, 10, 32    # the part of all features so far that is their tail; the fewest and the most of them
 ROUNDING = 1e-9                 # of a value's size: less is no departure
 LUMP = .1                       # of where a tail begins: that counts are whole makes no tail steeper
