@@ -146,13 +146,12 @@ class Detector:
         """(low, high): in between neither feature of the sum has half the ranks that alarm, and what stays is not enough to."""
         limit = self.limit + EITHER
         half = self.sum.reach(limit, ALIKE) / 2
-        bounds = []
-        for many, reach in ((1, self.last.reach(half, rounding)), (SMOOTHED, self.mean.reach(half, rounding)),
-                            (LASTING, self.lasting.reach(limit, rounding))):
+        low, high = -math.inf, math.inf
+        for many, tail, rank in ((1, self.last, half), (SMOOTHED, self.mean, half), (LASTING, self.lasting, limit)):
             before, count = self.late(many)
-            bounds.append((-reach * count - before, reach * count - before))
-        lows, highs = zip(*bounds)
-        return self.unscaled(expected + min(0.0, max(lows))), self.unscaled(expected + max(0.0, min(highs)))
+            reach = tail.reach(rank, rounding) * count
+            low, high = max(low, -reach - before), min(high, reach - before)
+        return self.unscaled(expected + min(0.0, low)), self.unscaled(expected + max(0.0, high))
 
     def learnt(self, cell, day):
         """Whether there is enough to judge this hour by."""

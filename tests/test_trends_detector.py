@@ -90,17 +90,18 @@ def test_the_threshold_is_the_number_of_false_alarms_that_is_tolerated():
     assert trends.threshold(60, .1) == pytest.approx(trends.threshold(60, 1) + 1)
 
 
-@pytest.mark.parametrize("step, weeks, seeds", [(FIVE, 8, 50 if LONG else 4), (HOUR, 12, 200 if LONG else 20)])
+@pytest.mark.parametrize("step, weeks, seeds", [(FIVE, 8, 50 if LONG else 5), (HOUR, 12, 200 if LONG else 20)])
 @pytest.mark.parametrize("kind", QUIET)
 def test_a_quiet_metric_alarms_no_more_often_than_is_tolerated(kind, step, weeks, seeds):
-    wrong, known = 0, 0
+    wrong, silent, known = 0, 0, 0
     for seed in range(seeds):
         rows = list(quiet(kind, seed, step, weeks))
         items = list(judged(rows, step, kind))
         known += sum(item.state == "judged" for item in items) * step / WEEK
-        wrong += len(alarms(items, step)) + (len(alarms(silences(judged(rows, step)), step)) if kind in COUNTS else 0)
+        wrong += len(alarms(items, step))
+        silent += len(alarms(silences(judged(rows, step)), step)) if kind in COUNTS else 0
     assert known > .8 * weeks * seeds       # else there was nothing that could have been wrong
-    assert wrong / known <= trends.tolerated(SHARED)
+    assert max(wrong, silent) / known <= trends.tolerated(SHARED)      # each is one of those that share it
 
 
 def test_a_score_of_s_comes_about_once_in_ten_to_the_s():
