@@ -132,11 +132,11 @@ def test_rounding_errors_of_a_constant_are_no_departures():
     ("flat", "stop", 1, 1, FIVE), ("flat", "half", 1, 1, FIVE), ("flat", "double", 1, 1, FIVE),
     ("cyclic", "stop", 1, 1, FIVE), ("cyclic", "half", 2, 1, FIVE), ("cyclic", "double", 1, 1, FIVE),
     ("busy", "stop", 1, 1, FIVE), ("busy", "half", 8, .9, FIVE), ("busy", "double", 6, 1, FIVE),
-    ("latency", "fivefold", 12, .95, FIVE),
+    ("latency", "fivefold", 6, 1, FIVE),
     ("correlated", "stop", 8, .9, FIVE), ("correlated", "double", 8, .8, FIVE),
     ("flat", "stop", 1, 1, HOUR), ("flat", "half", 1, 1, HOUR), ("flat", "double", 1, 1, HOUR),
     ("cyclic", "stop", 1, 1, HOUR), ("cyclic", "half", 2, 1, HOUR), ("cyclic", "double", 1, 1, HOUR),
-    ("busy", "stop", 2, 1, HOUR), ("busy", "half", 8, .7, HOUR), ("busy", "double", 6, .95, HOUR),
+    ("busy", "stop", 2, 1, HOUR), ("busy", "half", 8, .8, HOUR), ("busy", "double", 6, 1, HOUR),
     ("correlated", "stop", 3, .9, HOUR), ("correlated", "double", 4, .8, HOUR)])
 def test_a_clear_incident_is_found_within_so_many_steps(kind, change, most, share, step):
     found = [steps_until_found(kind, seed, step, CHANGES[change], most) for seed in range(40 if LONG else 5)]
