@@ -71,26 +71,28 @@ class Tail:
         bisect.insort(self.top, feature)
         del self.top[:-MOST]
 
-    def shape(self, least):
-        """(size, score where it begins, feature where it begins, scale), of at least FEWEST features."""
+    def begin(self):
+        """(size, score where it begins, feature where it begins), of at least FEWEST features."""
         size = min(MOST, max(FEWEST, int(TAIL * self.count)))
-        top = self.top[-size:]
-        return size, math.log10(self.count / size), top[0], max(sum(top) - size * top[0], size * max(least, LUMP * top[0]))
+        return size, math.log10(self.count / size), self.top[-size]
+
+    def scale(self, size, start, least):
+        return max(sum(self.top[-size:]) - size * start, size * max(least, LUMP * start))
 
     def score(self, feature, least):
         """s, if one feature in 10^s is as large. Below the tail it goes in proportion, to 0 for the feature 0."""
         if self.count < FEWEST:
             return 0.0
-        size, begins, start, scale = self.shape(least)
+        size, begins, start = self.begin()
         if feature > start:
-            return begins + size * math.log10(1 + (feature - start) / scale)
+            return begins + size * math.log10(1 + (feature - start) / self.scale(size, start, least))
         return begins * feature / start if start else 0.0
 
     def reach(self, score, least):
         """The feature of this score."""
-        size, begins, start, scale = self.shape(least)
+        size, begins, start = self.begin()
         if score > begins:
-            return start + scale * (10 ** ((score - begins) / size) - 1)
+            return start + self.scale(size, start, least) * (10 ** ((score - begins) / size) - 1)
         return start * score / begins if begins else start
 
 
@@ -133,7 +135,7 @@ class Detector:
 
     def rank(self, rounding):
         """The score of the residuals, 0 until SAMPLES are known; they then belong to those that others are ranked among."""
-        last, mean = self.size(1), self.size(SMOOTHED)
+        last, mean = abs(self.residuals[-1]), self.size(SMOOTHED)
         lasting = min(mean, self.size(LASTING))
         ranks, known = self.last.score(last, rounding) + self.mean.score(mean, rounding), self.sum.count
         rank = max(self.sum.score(ranks, ALIKE), self.lasting.score(lasting, rounding)) - EITHER if known >= SAMPLES else 0.0
