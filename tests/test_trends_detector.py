@@ -90,7 +90,7 @@ def test_the_threshold_is_the_number_of_false_alarms_that_is_tolerated():
     assert trends.threshold(60, .1) == pytest.approx(trends.threshold(60, 1) + 1)
 
 
-@pytest.mark.parametrize("step, weeks, seeds", [(FIVE, 8, 50 if LONG else 5), (HOUR, 12, 200 if LONG else 12)])
+@pytest.mark.parametrize("step, weeks, seeds", [(FIVE, 8, 50 if LONG else 5), (HOUR, 12, 200 if LONG else 20)])
 @pytest.mark.parametrize("kind", QUIET)
 def test_a_quiet_metric_alarms_no_more_often_than_is_tolerated(kind, step, weeks, seeds):
     wrong, silent, known = 0, 0, 0
