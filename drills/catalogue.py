@@ -41,6 +41,7 @@ UNDRILLED = {
     "MetricsOnTimeCollapsed": SLOW,
     "MetricsMigrationLong": SLOW,
     "MetricsRequestsSlow": SLOW,
+    "MetricsTrend": SLOW,
     "MetricsConnectionsNearLimit": "thousands of connections say more of the host than of the product; "
                                    "tests/test_guard.py opens them",
     "MetricsConnectionsRefused": "as MetricsConnectionsNearLimit",
