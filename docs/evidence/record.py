@@ -149,9 +149,9 @@ SCENES = collections.OrderedDict((
         Scene("3-page", ("python3 drill.py start D01", "python3 drill.py ack", "python3 drill.py note --severity 2 'nothing listens'")),
         Scene("4-repair", (
             "python3 drill.py note --rejected 'the port is taken'",
-            "cd /srv/tmp/drill-*/app && python3 metrics_service.py --env-file metrics.env --check",
+            "cd /srv/tmp/drill-[0-9a-f]*/app && python3 metrics_service.py --env-file metrics.env --check",
             "python3 drill.py answer setting-missing",
-            "cd /srv/tmp/drill-*/app && echo METRICS_DB_PATH=shipments.db >> metrics.env && ./restart_service.sh")),
+            "cd /srv/tmp/drill-[0-9a-f]*/app && echo METRICS_DB_PATH=shipments.db >> metrics.env && ./restart_service.sh")),
         Scene("5-debrief", ("python3 drill.py check", "python3 drill.py end")))),
 ))
 
