@@ -111,7 +111,7 @@ SCENES = collections.OrderedDict((
         Scene("1-cron", (CHECK + " --quiet", CHECK, CHECK + " --format json")),
         Scene("2-nagios", ("python3 health_check.py --format nagios -w 0.5 -c 2",)),
         Scene("3-textfile", ("python3 health_check.py --format textfile | head -n 24",)),
-        Scene("4-prometheus", ((ASK % "'/metrics?format=text'") + " | grep -v '^#' | head -n 30",)),
+        Scene("4-prometheus", ((ASK % "'/metrics?format=text'") + " | grep -E '^logistics_(up|stale|shipments|deliveries|log)'",)),
         Scene("5-silent", (
             "kill -STOP $(head -n 1 metrics_service.pid)",
             "python3 health_check.py --timeout 2",
