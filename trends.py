@@ -1,6 +1,6 @@
 """What no threshold names: whether a metric's value is as odd as hardly any before it, for its hour and kind of day.
 
-    detector, alarm = Detector(300), Alarm(threshold(300, tolerated(6)))
+    detector, alarm = Detector(300), Alarm(threshold(300, tolerated(8)))
     if alarm.update(detector.update(time, value)): ...     # once an incident; each step is given once, in order
 
 A score of s means that about one step in 10^s is as far from what is usual. It has no unit, so that one threshold serves every
@@ -25,11 +25,12 @@ from contextlib import ExitStack, contextmanager, suppress
 WEEK = 7 * 86400                # seconds
 WEEKS = 4                       # in which the whole check may have one false alarm
 RATE, RATE_STEP = .02, 300      # of the way to a new value that a baseline goes, at steps of so many seconds
-SMOOTHED = 3                    # residuals whose mean is the other feature
+SMOOTHED, LASTING = 3, 8        # residuals whose means tell what stays, from what is odd once
 TAIL, FEWEST, MOST = .05, 10, 32    # the part of all features so far that is their tail; the fewest and the most of them
 ROUNDING = 1e-9                 # of a value's size: less is no departure
 LUMP = .1                       # of where a tail begins: that counts are whole makes no tail steeper
 ALIKE = 1.0                     # the least mean excess of a sum of two scores; .87 is theirs if both are one and exponential
+EITHER = math.log10(2)          # what a score loses because either of two may be it
 RECENT = 50                     # scores that an onset exceeds
 SAMPLES, DAYS = 200, 2          # learnt from before anything is judged: steps, and days before this one that had the hour
 CALM, CALM_STEPS = 2, 12        # so many scores in a row below this end an incident
@@ -70,42 +71,45 @@ class Tail:
         bisect.insort(self.top, feature)
         del self.top[:-MOST]
 
-    def shape(self, least):
-        """(size, score where it begins, feature where it begins, scale), of at least FEWEST features."""
+    def begin(self):
+        """(size, score where it begins, feature where it begins), of at least FEWEST features."""
         size = min(MOST, max(FEWEST, int(TAIL * self.count)))
-        top = self.top[-size:]
-        return size, math.log10(self.count / size), top[0], max(sum(top) - size * top[0], size * max(least, LUMP * top[0]))
+        return size, math.log10(self.count / size), self.top[-size]
+
+    def scale(self, size, start, least):
+        return max(sum(self.top[-size:]) - size * start, size * max(least, LUMP * start))
 
     def score(self, feature, least):
         """s, if one feature in 10^s is as large. Below the tail it goes in proportion, to 0 for the feature 0."""
         if self.count < FEWEST:
             return 0.0
-        size, begins, start, scale = self.shape(least)
+        size, begins, start = self.begin()
         if feature > start:
-            return begins + size * math.log10(1 + (feature - start) / scale)
+            return begins + size * math.log10(1 + (feature - start) / self.scale(size, start, least))
         return begins * feature / start if start else 0.0
 
     def reach(self, score, least):
         """The feature of this score."""
-        size, begins, start, scale = self.shape(least)
+        size, begins, start = self.begin()
         if score > begins:
-            return start + scale * (10 ** ((score - begins) / size) - 1)
+            return start + self.scale(size, start, least) * (10 ** ((score - begins) / size) - 1)
         return start * score / begins if begins else start
 
 
 class Detector:
     """Judges one metric, of which each step of so many seconds has one value or none. limit: the threshold, for the band.
 
-    A value's residual is its distance from the baseline of this local hour on weekdays or on weekends. Two features are ranked
-    among their like: the last residual, which one odd value moves, and the mean of SMOOTHED, which three move more. The sum of
-    their scores is ranked once more, because nobody knows how much the two have to do with each other.
+    A value's residual is its distance from the baseline of this local hour on weekdays or on weekends. Three features are ranked
+    among their like: the last residual, which one odd value moves; the mean of SMOOTHED, which three move more; and that of
+    LASTING or of SMOOTHED, whichever is less, which shows a little that stays, and is over soon after it. The score is the third
+    or the sum of the first two, which is ranked once more, because nobody knows how much the two have to do with each other.
     """
 
     def __init__(self, step, local=time.localtime, limit=None):
         self.local, self.limit = local, threshold(step, tolerated(1)) if limit is None else limit
         self.baselines = {}     # cell: (baseline, values so far)
         self.days = defaultdict(functools.partial(deque, maxlen=DAYS + 1))     # cell: the last days of the year that had it
-        self.residuals, self.last, self.mean, self.sum = deque(maxlen=SMOOTHED), Tail(), Tail(), Tail()
+        self.residuals, self.last, self.mean, self.sum, self.lasting = deque(maxlen=LASTING), Tail(), Tail(), Tail(), Tail()
         self.recent = deque([0.0], maxlen=RECENT)
         self.pace(step)
 
@@ -113,21 +117,43 @@ class Detector:
         """Says that steps are of so many seconds: a baseline follows as fast in hours, not in steps."""
         self.rate = 1 - (1 - RATE) ** (step / RATE_STEP)
 
+    @staticmethod
+    def scaled(value):
+        """What a residual is taken of."""
+        return value
+
+    unscaled = scaled
+
+    def late(self, many):
+        """(sum of so many of the last residuals but for the last, how many it would be with that)."""
+        late = list(self.residuals)[-many:]
+        return sum(late[:-1]), len(late)
+
+    def size(self, many):
+        before, count = self.late(many)
+        return abs(before + self.residuals[-1]) / count
+
     def rank(self, rounding):
         """The score of the residuals, 0 until SAMPLES are known; they then belong to those that others are ranked among."""
-        features = abs(self.residuals[-1]), abs(sum(self.residuals) / len(self.residuals))
-        ranks = sum(tail.score(feature, rounding) for tail, feature in zip((self.last, self.mean), features))
-        rank = self.sum.score(ranks, ALIKE) if self.sum.count >= SAMPLES else 0.0
-        for tail, feature in zip((self.last, self.mean, self.sum), features + (min(ranks, 2 * math.log10(self.sum.count + 1)),)):
+        last, mean = abs(self.residuals[-1]), self.size(SMOOTHED)
+        lasting = min(mean, self.size(LASTING))
+        ranks, known = self.last.score(last, rounding) + self.mean.score(mean, rounding), self.sum.count
+        rank = max(self.sum.score(ranks, ALIKE), self.lasting.score(lasting, rounding)) - EITHER if known >= SAMPLES else 0.0
+        ranks = min(ranks, 2 * math.log10(known + 1))
+        for tail, feature in ((self.last, last), (self.mean, mean), (self.sum, ranks), (self.lasting, lasting)):
             tail.add(feature)
-        return rank
+        return max(0.0, rank)
 
     def band(self, expected, rounding):
-        """(low, high): in between neither feature has half the ranks that alarm together."""
-        half = self.sum.reach(self.limit, ALIKE) / 2
-        last, mean = self.last.reach(half, rounding), self.mean.reach(half, rounding) * len(self.residuals)
-        before = sum(self.residuals) - self.residuals[-1]
-        return expected + min(0.0, max(-last, -mean - before)), expected + max(0.0, min(last, mean - before))
+        """(low, high): in between neither feature of the sum has half the ranks that alarm, and what stays is not enough to."""
+        limit = self.limit + EITHER
+        half = self.sum.reach(limit, ALIKE) / 2
+        low, high = -math.inf, math.inf
+        for many, tail, rank in ((1, self.last, half), (SMOOTHED, self.mean, half), (LASTING, self.lasting, limit)):
+            before, count = self.late(many)
+            reach = tail.reach(rank, rounding) * count
+            low, high = max(low, -reach - before), min(high, reach - before)
+        return self.unscaled(expected + min(0.0, low)), self.unscaled(expected + max(0.0, high))
 
     def learnt(self, cell, day):
         """Whether there is enough to judge this hour by."""
@@ -142,16 +168,32 @@ class Detector:
             raise ValueError("not a finite number: {!r}".format(value))
         local = self.local(when)
         cell = local.tm_hour, local.tm_wday >= 5
-        expected, count = self.baselines.get(cell, (value, 0))
-        self.residuals.append(value - expected)
-        self.baselines[cell] = expected + max(self.rate, 1 / (count + 1)) * (value - expected), count + 1
+        scaled = self.scaled(value)
+        expected, count = self.baselines.get(cell, (scaled, 0))
+        self.residuals.append(scaled - expected)
+        self.baselines[cell] = expected + max(self.rate, 1 / (count + 1)) * (scaled - expected), count + 1
         rounding = ROUNDING * max(1, abs(expected))
         low, high = self.band(expected, rounding) if self.sum.count >= SAMPLES else (-math.inf, math.inf)
         state = "judged" if self.learnt(cell, local.tm_yday) else "learning"
         rank = self.rank(rounding)
         onset = rank > max(self.recent)
         self.recent.append(rank)
-        return Judged(when, value, rank, expected, low, high, onset, state)
+        return Judged(when, value, rank, self.unscaled(expected), low, high, onset, state)
+
+
+class Counts(Detector):
+    """Judges a metric that counts events, in square roots: by chance they spread the same, whatever there are. Less than 0 is 0.
+
+    The roots are of one event more, or the step from none to the first would be too large. expected: less than the mean.
+    """
+
+    @staticmethod
+    def scaled(value):
+        return math.sqrt(1 + max(0, value))
+
+    @staticmethod
+    def unscaled(scaled):
+        return max(1, scaled) ** 2 - 1
 
 
 class Silence:
@@ -280,6 +322,7 @@ ZONE_NAME, ZONE_OFFSET = r"([A-Za-z]{3,}|<[A-Za-z0-9+-]{3,}>)", r"[+-]?\d{1,3}(:
 ZONE_CHANGE = r",(M\d\d?\.[1-5]\.[0-6]|J?\d{1,3})(/" + ZONE_OFFSET + ")?"
 ZONE_RULE = re.compile("UTC|GMT|{0}{1}({0}({1})?({2}{2})?)?".format(ZONE_NAME, ZONE_OFFSET, ZONE_CHANGE))   # of tzset(3)
 COUNTER = re.compile(r".*_total(\..+)?|requests\.(total|by_code\..+|by_route\..+)|database\.failures\..+|.*_seconds\.(count|sum)")
+EVENTS = "count", "counter"     # kinds of what counts events
 OWN = ("service", "requests", "connections", "tls", "logging")      # blocks that are of now while shipments are stale
 
 # kind: "count" and "share" come from the service's hours; "level", the last one, "median" and "counter", the sum, from the
@@ -662,7 +705,7 @@ def course_of(judgements, limit, step):
 
 def deviations(metric, series, limit):
     """Judges each value. What changes for the better is not odd."""
-    detector = Detector(series.step, limit=limit)
+    detector = (Counts if metric.kind in EVENTS else Detector)(series.step, limit=limit)
     for when, value in series.points:
         judged = detector.update(when, value)
         yield judged._replace(score=0.0) if metric.worse * (value - judged.expected) < 0 else judged

@@ -19,7 +19,8 @@ RENAME_BACK = """python3 -c 'import sqlite3, sys; sqlite3.connect(sys.argv[1], i
     "ALTER TABLE shipments RENAME COLUMN NOW TO BEFORE")' "$METRICS_DB_PATH"
 """
 REPAIR = 'python3 migrate.py "$METRICS_DB_PATH" repair'
-FORCED = "python3 -c 'import sqlite3, sys; sqlite3.connect(sys.argv[1], timeout=9, isolation_level=None).executescript(sys.argv[2])' "
+FORCED = """python3 -c 'import sqlite3, sys
+sqlite3.connect(sys.argv[1], timeout=9, isolation_level=None).executescript(sys.argv[2])' """
 
 
 def forced(sql):
@@ -29,7 +30,8 @@ def forced(sql):
 
 def triggered(name):
     """A shell command that makes a trigger of schema.sql by hand."""
-    return ("python3 -c 'import seed, sqlite3, sys; sqlite3.connect(sys.argv[1], timeout=9).execute(seed.schema().triggers[sys.argv[2]])' "
+    return ("python3 -c 'import seed, sqlite3, sys\n"
+            "sqlite3.connect(sys.argv[1], timeout=9).execute(seed.schema().triggers[sys.argv[2]])' "
             '"$METRICS_DB_PATH" ' + name)
 
 
@@ -96,8 +98,8 @@ MERGED = 'python3 seed.py "$METRICS_DB_PATH" --merge KEPT\npython3 seed.py "$MET
 
 SCENARIOS = (
     Scenario(
-        id="D29", name="schema-older", title="A column that the figures need was renamed under the running service", layer="schema",
-        level=1, set="ci", needs="", founding="3-column-does-not-exist.md",
+        id="D29", name="schema-older", title="A column that the figures need was renamed under the running service",
+        layer="schema", level=1, set="ci", needs="", founding="3-column-does-not-exist.md",
         page="Every panel of the dashboard shows an error since a minute ago. The feed of shipments goes on.",
         goal="The figures are back, over the same rows, under the schema of this release.",
         inject=rename_a_column,
@@ -111,15 +113,18 @@ SCENARIOS = (
         ),
         quiet=(stays("/livez", 200), same_instance(), never("Traceback")),
         deadline=5,
-        mitigation=(cure("schema_mismatch", RENAME_BACK, NOW="carrier_name", BEFORE="carrier"),),
+        mitigation=(
+            cure("schema_mismatch", RENAME_BACK, NOW="carrier_name", BEFORE="carrier"),
+        ),
         traps=(
-            Trap("add the missing column by hand", 'python3 -c \'import sqlite3; sqlite3.connect("shipments.db", isolation_level=None)'
-                 '.execute("ALTER TABLE shipments ADD COLUMN carrier TEXT")\'',
+            Trap("add the missing column by hand",
+                 'python3 -c \'import sqlite3; sqlite3.connect("shipments.db", isolation_level=None).execute("ALTER '
+                 'TABLE shipments ADD COLUMN carrier TEXT")\'',
                  "the answer becomes 200 and the figures wrong: every carrier is empty"),
             Trap("teach the query the new name", "sed -i 's/\\bcarrier\\b/carrier_name/g' store.py; ./restart_service.sh",
                  "one query of many, in one host's copy: the start is refused, and the next release undoes it"),
-            Trap("restart the service", "./restart_service.sh", "the start is refused for what the running one answers 500: only /livez "
-                 "would be lost"),
+            Trap("restart the service", "./restart_service.sh",
+                 "the start is refused for what the running one answers 500: only /livez would be lost"),
         ),
         hints=(
             "Ask what the steps made and what is there now: python3 migrate.py shipments.db status",
@@ -128,12 +133,13 @@ SCENARIOS = (
         ),
         prevention="migrate.py is the way to change the schema: it records each step, and compares",
         proofs=("F", "L", "Q", "V", "S"), cause="column-renamed", anchor="schema_mismatch",
-        lesson="A schema is a contract that somebody outside can break at any moment; a 500 that names the column saves the hour of search.",
+        lesson="A schema is a contract that somebody outside can break at any moment; a 500 that names the column saves "
+               "the hour of search.",
         alerts=("MetricsSchemaMismatch", "MetricsErrorsHigh", "MetricsLogErrors"),
     ),
     Scenario(
-        id="D30", name="schema-newer", title="The next release has migrated the database, and was then called off", layer="schema",
-        level=2, set="ci", needs="", founding="",
+        id="D30", name="schema-newer", title="The next release has migrated the database, and was then called off",
+        layer="schema", level=2, set="ci", needs="", founding="",
         page="Tonight's release was called off after its migration. The old folder is in place again; the check warns.",
         goal="The database has the schema of this release, and every row that was acknowledged, also since the migration.",
         inject=apply_the_next_release,
@@ -151,14 +157,16 @@ SCENARIOS = (
             cure("put-back-start-writers-anew", MERGED, KEPT=kept),
         ),
         traps=(
-            Trap("set the version back", forced("PRAGMA user_version = 5"), "the service is content, and the next apply meets a record "
-                 "that contradicts the number, and columns that no step of this release made"),
+            Trap("set the version back", forced("PRAGMA user_version = 5"),
+                 "the service is content, and the next apply meets a record that contradicts the number, and columns "
+                 "that no step of this release made"),
             Trap("restore, and be content", restore_alone, "what was written since the migration is in the kept file alone"),
             Trap("restart the service", RESTART, "its start would be refused; the script leaves the running one alone"),
         ),
         hints=(
             "Ask what the database is: python3 migrate.py shipments.db status",
-            "It is of version 6, this folder ends with 5. The backup that the migration made is of version 5, from just before it.",
+            "It is of version 6, this folder ends with 5. The backup that the migration made is of version 5, from just "
+            "before it.",
             "Stop the writers, migrate.py restore, then seed.py --merge of the kept file. Never lower user_version.",
         ),
         prevention="the order of a deployment: release, plan, apply, restart; going back is a restore and a merge",
@@ -169,7 +177,8 @@ SCENARIOS = (
     Scenario(
         id="D31", name="half-migrated", title="A migration was run by hand, statement by statement, and failed half way",
         layer="schema", level=2, set="ci", needs="", founding="", prepare=keep_a_backup,
-        page="Somebody could not wait for the release and typed its migration in. It failed at the third statement. The check warns.",
+        page="Somebody could not wait for the release and typed its migration in. It failed at the third statement. The "
+             "check warns.",
         goal="The schema is whole and that of this release, over all rows.",
         inject=run_half_a_step,
         expected=(
@@ -193,16 +202,18 @@ SCENARIOS = (
         hints=(
             "Ask what the steps made and what is there: python3 migrate.py shipments.db status",
             "A trigger is missing and a column extra, with the old version: a step was run by hand and not to its end.",
-            "Stop the writers, migrate.py restore BACKUP, then seed.py --merge of the kept file. Then apply the step by migrate.py.",
+            "Stop the writers, migrate.py restore BACKUP, then seed.py --merge of the kept file. Then apply the step by "
+            "migrate.py.",
         ),
-        prevention="migrate.py apply: one transaction for each step, proven before its commit, killed at any moment without a trace",
+        prevention="migrate.py apply: one transaction for each step, proven before its commit, killed at any moment "
+                   "without a trace",
         proofs=("F", "L", "Q", "V", "S"), cause="half-migrated", anchor="schema_mismatch",
         lesson="Outside of a transaction each statement is a state of its own, and nobody has planned for it.",
         alerts=(),
     ),
     Scenario(
-        id="D32", name="triggers-dropped", title="A trigger was dropped, and the figures drift from the rows", layer="schema", level=2,
-        set="ci", needs="", founding="",
+        id="D32", name="triggers-dropped", title="A trigger was dropped, and the figures drift from the rows",
+        layer="schema", level=2, set="ci", needs="", founding="",
         page="The feed is faster since a colleague made it so. The total on the dashboard does not grow any more.",
         goal="The figures are those of the rows, and stay so.",
         inject=drop_a_trigger,
@@ -214,7 +225,9 @@ SCENARIOS = (
         ),
         quiet=ANSWERING,
         deadline=8,
-        mitigation=(cure("schema_warning", REPAIR),),
+        mitigation=(
+            cure("schema_warning", REPAIR),
+        ),
         traps=(
             Trap("make the trigger again by hand", triggered("shipments_insert"),
                  "the warning goes, and what came meanwhile stays uncounted for ever"),
@@ -227,25 +240,33 @@ SCENARIOS = (
             "The trigger that counts new rows is missing: rows are there, and the figures do not know them.",
             "python3 migrate.py shipments.db repair: backup, the trigger as the steps made it, the rollups from the rows.",
         ),
-        prevention="the schema is compared whenever it moves; bulk loads by seed.py, which puts the triggers back in its transaction",
+        prevention="the schema is compared whenever it moves; bulk loads by seed.py, which puts the triggers back in "
+                   "its transaction",
         proofs=("F", "L", "Q", "V", "S"), cause="trigger-dropped", anchor="schema_warning",
-        lesson="Derived figures are right as long as everything that derives them is there. Putting the part back is half the repair.",
+        lesson="Derived figures are right as long as everything that derives them is there. Putting the part back is "
+               "half the repair.",
         alerts=(),
     ),
     Scenario(
-        id="D33", name="replace-import", title="A script wrote with INSERT OR REPLACE, past the triggers", layer="schema", level=3, set="ci",
-        needs="", founding="",
+        id="D33", name="replace-import", title="A script wrote with INSERT OR REPLACE, past the triggers",
+        layer="schema", level=3, set="ci", needs="", founding="",
         page="cron mailed the nightly look at the database. The total is some higher than the warehouse says.",
         goal="The figures are those of the rows.",
         inject=replace_rows,
-        expected=(tells(NIGHTLY, 1, "rollup_lane .*stored shipments"),),
+        expected=(
+            tells(NIGHTLY, 1, "rollup_lane .*stored shipments"),
+        ),
         quiet=ANSWERING,
         deadline=8,
-        mitigation=(cure("inconsistent", 'python3 seed.py "$METRICS_DB_PATH" --rebuild'),),
+        mitigation=(
+            cure("inconsistent", 'python3 seed.py "$METRICS_DB_PATH" --rebuild'),
+        ),
         traps=(
             Trap("restart the service", RESTART, "it adds nothing up itself; it reads the rollups, which are wrong"),
-            Trap("delete what is double", forced("DELETE FROM shipments WHERE id IN (SELECT max(id) FROM shipments WHERE reference GLOB "
-                 "'SHP-*' GROUP BY reference ORDER BY 1 DESC LIMIT 12)"), "no row is double: the rollups counted twice what is there once"),
+            Trap("delete what is double",
+                 forced("DELETE FROM shipments WHERE id IN (SELECT max(id) FROM shipments WHERE reference GLOB 'SHP-*' "
+                        "GROUP BY reference ORDER BY 1 DESC LIMIT 12)"),
+                 "no row is double: the rollups counted twice what is there once"),
         ),
         hints=(
             "Compare the rollups with the rows: python3 seed.py shipments.db --verify",
@@ -258,8 +279,8 @@ SCENARIOS = (
         alerts=(),
     ),
     Scenario(
-        id="D34", name="index-dropped", title="The indexes behind two queries of every scrape were dropped", layer="schema", level=2,
-        set="ci", needs="", founding="",
+        id="D34", name="index-dropped", title="The indexes behind two queries of every scrape were dropped",
+        layer="schema", level=2, set="ci", needs="", founding="",
         page="A tool advised to drop two indexes that nobody uses. The check warns since. Figures are right.",
         goal="The indexes are as the schema has them.",
         inject=drop_the_indexes,
@@ -270,9 +291,12 @@ SCENARIOS = (
         ),
         quiet=ANSWERING,
         deadline=8,
-        mitigation=(cure("schema_warning", REPAIR),),
+        mitigation=(
+            cure("schema_warning", REPAIR),
+        ),
         traps=(
-            Trap("give the queries more time", "echo METRICS_QUERY_TIMEOUT=30 >> metrics.env; ./restart_service.sh reload --timeout 5",
+            Trap("give the queries more time",
+                 "echo METRICS_QUERY_TIMEOUT=30 >> metrics.env; ./restart_service.sh reload --timeout 5",
                  "each scrape reads the whole table, and slower with each row that comes"),
             Trap("make one like it by hand", forced("CREATE INDEX shipments_updated ON shipments (updated_at, carrier)"),
                  "by the name it is there, by its columns it is another: the comparison reads both"),

@@ -330,11 +330,22 @@ def test_without_descriptors_the_service_waits_says_so_once_and_recovers(launch_
     assert service.text().count("accept_failed") == 1 and service.process.poll() is None
 
 
+def settled(folder):
+    """The names in a folder, once they stay as they are for a moment."""
+    names = set(os.listdir(folder))
+    while True:
+        time.sleep(0.3)
+        before, names = names, set(os.listdir(folder))
+        if names == before:
+            return names
+
+
 def test_with_one_descriptor_left_clients_are_served_one_after_the_other(launch_limited):
     service = launch_limited()
     limits = resource.prlimit(service.process.pid, resource.RLIMIT_NOFILE)
     folder = "/proc/%d/fd" % service.process.pid
-    at_rest = set(os.listdir(folder))
+    assert ask(service, LIVE)[0] == 200             # what is opened for the first request is open
+    at_rest = settled(folder)
     free = next(number for number in range(len(at_rest) + 1) if str(number) not in at_rest)
     resource.prlimit(service.process.pid, resource.RLIMIT_NOFILE, (free + 1, limits[1]))
     for _ in range(5):

@@ -37,6 +37,7 @@ import chromium
 
 SCREENSHOTS = ROOT / "docs" / "evidence" / "screenshots"
 HOST = Path("/srv/metrics")
+SCRATCH = Path("/srv/tmp")      # for temporary files, apart from those of this machine
 USER = 65534            # nobody: root would read and write what a service's user may not
 PORT = 8321             # the default, which nobody else has in a network namespace
 SECONDS = 120           # a command that takes longer hangs
@@ -110,7 +111,7 @@ SCENES = collections.OrderedDict((
         Scene("1-cron", (CHECK + " --quiet", CHECK, CHECK + " --format json")),
         Scene("2-nagios", ("python3 health_check.py --format nagios -w 0.5 -c 2",)),
         Scene("3-textfile", ("python3 health_check.py --format textfile | head -n 24",)),
-        Scene("4-prometheus", ((ASK % "'/metrics?format=text'") + " | grep -v '^#' | head -n 30",)),
+        Scene("4-prometheus", ((ASK % "'/metrics?format=text'") + " | grep -E '^logistics_(up|stale|shipments|deliveries|log)'",)),
         Scene("5-silent", (
             "kill -STOP $(head -n 1 metrics_service.pid)",
             "python3 health_check.py --timeout 2",
@@ -142,6 +143,16 @@ SCENES = collections.OrderedDict((
         Scene("3-apply", ("python3 migrate.py shipments.db apply", "./restart_service.sh")),
         Scene("4-back", ("ls shipments.db*", "./restart_service.sh stop", "python3 migrate.py shipments.db restore",
                          "python3 migrate.py shipments.db status")))),
+    ("drills", (
+        Scene("1-list", ("python3 drill.py list --level 1",)),
+        Scene("2-without-a-person", ("python3 drill.py run D01 D10a D29",)),
+        Scene("3-page", ("python3 drill.py start D01", "python3 drill.py ack", "python3 drill.py note --severity 2 'nothing listens'")),
+        Scene("4-repair", (
+            "python3 drill.py note --rejected 'the port is taken'",
+            "cd /srv/tmp/drill-[0-9a-f]*/app && python3 metrics_service.py --env-file metrics.env --check",
+            "python3 drill.py answer setting-missing",
+            "cd /srv/tmp/drill-[0-9a-f]*/app && echo METRICS_DB_PATH=shipments.db >> metrics.env && ./restart_service.sh")),
+        Scene("5-debrief", ("python3 drill.py check", "python3 drill.py end")))),
 ))
 
 
@@ -199,7 +210,7 @@ def page_of(text):
 def draw(browser, path):
     """The picture of a text, beside it."""
     text, picture = path.read_text(encoding="utf-8"), path.with_suffix(".png")
-    page = browser.page(WIDTH, 80)
+    page = browser.page(WIDTH, 600)     # a window of less is hidden, and never painted
     with tempfile.NamedTemporaryFile("w", suffix=".html", encoding="utf-8") as file:
         file.write(page_of(text))
         file.flush()
@@ -243,12 +254,14 @@ def install():
     for path in [HOST, *HOST.rglob("*")]:
         os.chown(str(path), USER, USER)
     os.chmod(str(HOST), 0o755)
+    SCRATCH.mkdir(exist_ok=True)
+    SCRATCH.chmod(0o1777)
 
 
 def shell(command):
     """(exit code, output) of a command as USER pastes it, in an environment that holds nothing else."""
     prefix = ["setpriv", "--reuid", str(USER), "--regid", str(USER), "--clear-groups", "--", "/usr/bin/env", "-i",
-              "PATH=/usr/bin:/bin", "HOME=" + str(HOST), "LANG=C.UTF-8", "TERM=dumb"]
+              "PATH=/usr/bin:/bin", "HOME=" + str(HOST), "TMPDIR=" + str(SCRATCH), "LANG=C.UTF-8", "TERM=dumb"]
     reap()
     done = subprocess.run(prefix + ["bash", "-c", command], cwd=str(HOST), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                           stderr=subprocess.STDOUT, timeout=SECONDS)
