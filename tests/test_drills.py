@@ -417,7 +417,7 @@ def test_what_looks_well_is_not_mended_while_a_proof_says_no(trained, tmp_path):
 def test_an_end_without_a_cure_is_no_pass(trained):
     folder, _ = trained("D47")
     code, output = say(folder, "end")
-    assert code == 1 and output.startswith("FAIL: ") and "mended -, recovered -" in output, output
+    assert code == 1 and output.startswith("FAIL: proof C failed") and "mended -, recovered -" in output, output
 
 
 def test_a_program_that_was_added_is_an_edit_and_a_mapping_is_none(trained):
