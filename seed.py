@@ -57,6 +57,11 @@ UPSERT = """
 INSERT INTO main.shipments ({columns}) SELECT {columns} FROM incoming WHERE true
 ON CONFLICT (reference) DO UPDATE SET {changes}, updated_at = excluded.updated_at WHERE {differs}
 """
+# An update whose time is the one before would be stamped anew by the trigger: a row brought in keeps the time it had.
+RESTAMP = """
+UPDATE main.shipments SET updated_at = (SELECT updated_at FROM incoming WHERE incoming.reference = shipments.reference)
+WHERE reference IN (SELECT reference FROM incoming)
+"""
 # A change dated in the future is none of this database's clock, so that the same file once more mends it.
 MISDATED = "shipments.updated_at > strftime('%Y-%m-%dT%H:%M:%SZ', 'now')"
 
@@ -474,6 +479,8 @@ def upsert(db, path, columns):
         db.execute("PRAGMA ignore_check_constraints = ON")  # the same CHECKs let the rows into incoming
         touched = db.execute(UPSERT.format(**parts)).rowcount
         db.execute("PRAGMA ignore_check_constraints = OFF")
+        if "updated_at" in columns:
+            db.execute(RESTAMP)
         stored, = db.execute(STORED, (last,)).fetchone()
     return stored, touched - stored
 

@@ -595,7 +595,7 @@ SCENARIOS = (
     ),
     Scenario(
         id="D05a", name="port-squatter-silent", title="Another program has the port, and says nothing", layer="network", level=2,
-        set="ci",
+        set="hand",
         needs="", founding="", watch=("--timeout", "0.6"),
         page="After the maintenance of last night the dashboard turns and turns.",
         goal="The service answers, and nobody else on this host noticed.",
@@ -676,7 +676,7 @@ SCENARIOS = (
         alerts=("MetricsCheckFailing",),
     ),
     Scenario(
-        id="D09", name="check-overrun", title="What has the port answers one byte at a time", layer="network", level=2, set="ci",
+        id="D09", name="check-overrun", title="What has the port answers one byte at a time", layer="network", level=2, set="hand",
         needs="",
         founding="", watch=("--timeout", "0.6"),
         page="The host has forty processes of the same check, says the colleague of the operating system. Ours are gone, he "

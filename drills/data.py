@@ -272,7 +272,7 @@ SCENARIOS = (
     ),
     Scenario(
         id="D48", name="duplicate-import", title="An export came in again with its references in another spelling",
-        layer="data", level=2, set="ci", needs="", founding="", prepare=keep_a_backup,
+        layer="data", level=2, set="hand", needs="", founding="", prepare=keep_a_backup,
         page="Totals are too high since somebody got an import through that was refused at first.",
         goal="Each shipment is there once.",
         inject=import_another_spelling,
@@ -307,7 +307,7 @@ SCENARIOS = (
     ),
     Scenario(
         id="D49", name="bad-rows", title="The nightly import is refused for four bad rows",
-        layer="data", level=2, set="ci", needs="", founding="", watch=FRESH,
+        layer="data", level=2, set="hand", needs="", founding="", watch=FRESH,
         page="The nightly import failed, cron has mailed its lines. Since then the figures are of yesterday.",
         goal="Every row of the file is in the database, with the values that its source means.",
         inject=import_bad_rows,
@@ -383,7 +383,7 @@ SCENARIOS = (
     ),
     Scenario(
         id="D53a", name="undecodable-reference", title="A reference is not UTF-8, and no figure shows it",
-        layer="data", level=3, set="ci", needs="", founding="",
+        layer="data", level=3, set="hand", needs="", founding="",
         page="cron mailed the nightly look at the database. The dashboard is green.",
         goal="The shipment can be found by its reference again.",
         inject=spoil_a_reference,
@@ -478,7 +478,7 @@ SCENARIOS = (
     ),
     Scenario(
         id="D50", name="rows-deleted", title="Somebody deleted the closed shipments of one carrier by hand",
-        layer="data", level=3, set="ci", needs="", founding="", prepare=keep_a_backup,
+        layer="data", level=3, set="hand", needs="", founding="", prepare=keep_a_backup,
         page="The punctuality of one carrier looks strange, says a planner. The dashboard is green.",
         goal="Those shipments are back, and none that came since is missing.",
         inject=delete_closed_rows,

@@ -335,7 +335,7 @@ SCENARIOS = (
     ),
     Scenario(
         id="D19", name="starved", title="A batch commits without a pause and lets nobody else in",
-        layer="database", level=3, set="ci", needs="", founding="", prepare=limit_staleness,
+        layer="database", level=3, set="hand", needs="", founding="", prepare=limit_staleness,
         page="The dashboard shows old figures, now and then new ones. The feed complains of a locked database. The "
              "nightly batch is late.",
         goal="Figures and feed go on, and so does the batch.",
@@ -369,7 +369,7 @@ SCENARIOS = (
     ),
     Scenario(
         id="D28", name="reader-open", title="An open read transaction keeps every writer from its commit",
-        layer="database", level=3, set="ci", needs="", founding="", watch=FRESH,
+        layer="database", level=3, set="hand", needs="", founding="", watch=FRESH,
         page="Figures stand still. The feed's log says: database is locked. The service is green most of the time.",
         goal="The feed's rows arrive again, all of them.",
         inject=leave_a_reader_open,
@@ -440,7 +440,7 @@ SCENARIOS = (
     ),
     Scenario(
         id="D21", name="page-scribbled", title="One page of the table is noise, and every figure is still there",
-        layer="database", level=3, set="ci", needs="", founding="", prepare=keep_a_backup,
+        layer="database", level=3, set="hand", needs="", founding="", prepare=keep_a_backup,
         page="cron mailed the nightly look at the database. The dashboard is green, users are content.",
         goal="Every page is sound, and every row is there that was acknowledged.",
         inject=scribble,
@@ -476,7 +476,7 @@ SCENARIOS = (
     ),
     Scenario(
         id="D21a", name="page-stale", title="One page of the table is an old version of itself",
-        layer="database", level=3, set="ci", needs="", founding="", prepare=age_a_page,
+        layer="database", level=3, set="hand", needs="", founding="", prepare=age_a_page,
         page="The storage was switched to its second half this morning. cron mailed the nightly look at the database; "
              "all else is green.",
         goal="Every row is there in the version that was acknowledged last.",
@@ -514,7 +514,7 @@ SCENARIOS = (
     ),
     Scenario(
         id="D24", name="torn-backup", title="The database is damaged, and the newest copy was made by cp under a writer",
-        layer="database", level=2, set="ci", needs="", founding="", prepare=tear_a_copy,
+        layer="database", level=2, set="hand", needs="", founding="", prepare=tear_a_copy,
         page="cron mailed the nightly look at the database: a page is damaged. There is a copy of last night, "
              "nightly_copy.db, by cp.",
         goal="Every page is sound, and every row is there that was acknowledged.",
@@ -590,7 +590,7 @@ SCENARIOS = (
     ),
     Scenario(
         id="D23", name="replaced-by-older", title="An old backup was renamed over the database under writers and service",
-        layer="database", level=3, set="ci", needs="", founding="", prepare=keep_a_backup,
+        layer="database", level=3, set="hand", needs="", founding="", prepare=keep_a_backup,
         page="A colleague tested a restore on what he took for the test host. All is green here, he says.",
         goal="All rows are in one database: those of before, and those written since.",
         inject=rename_an_older_over_it,
@@ -630,7 +630,7 @@ SCENARIOS = (
     ),
     Scenario(
         id="D04", name="wrong-database", title="The settings name last week's copy of the database",
-        layer="database", level=2, set="ci", needs="", founding="", prepare=make_an_old_copy, watch=FRESH,
+        layer="database", level=2, set="hand", needs="", founding="", prepare=make_an_old_copy, watch=FRESH,
         page="The service was moved to its new settings this morning. Users say that nothing changes any more. The feed runs.",
         goal="The service reads the database that the feed writes.",
         inject=name_the_old_copy,

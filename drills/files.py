@@ -393,7 +393,7 @@ SCENARIOS = (
         alerts=("MetricsShipmentsFrozen",), solved=volume_fault,
     ),
     Scenario(
-        id="D15", name="disk-full-plain", title="The writer may not write any more", layer="filesystem", level=2, set="ci",
+        id="D15", name="disk-full-plain", title="The writer may not write any more", layer="filesystem", level=2, set="hand",
         needs="", founding="",
         watch=("--max-age", "4"),
         page="The dashboard is green, and no parcel has moved since lunch.",

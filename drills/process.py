@@ -225,7 +225,7 @@ SCENARIOS = (
         alerts=("MetricsServiceDown",),
     ),
     Scenario(
-        id="D40", name="fds-gone", title="The process may open no more files", layer="process", level=2, set="ci", needs="",
+        id="D40", name="fds-gone", title="The process may open no more files", layer="process", level=2, set="hand", needs="",
         founding="",
         watch=("--timeout", "0.6"),
         page="Nobody can connect to the service any more; whoever is connected is served, says the proxy.",
@@ -325,7 +325,7 @@ SCENARIOS = (
         alerts=("MetricsServiceDown",), solved=restarts_left,
     ),
     Scenario(
-        id="D52", name="no-incident", title="Nothing is wrong", layer="process", level=2, set="ci", needs="", founding="",
+        id="D52", name="no-incident", title="Nothing is wrong", layer="process", level=2, set="hand", needs="", founding="",
         page="There was a warning in the log, and the service was restarted at noon. Please look.",
         goal="You can say whether there is an incident.",
         inject=plan_a_restart,

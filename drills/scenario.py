@@ -41,7 +41,8 @@ How to write a row
        Q  quick_check and foreign_key_check      V  seed.py --verify       S  the schema is that of schema.sql
        C  conservation: rows are as many as before and as box.balance says, and each import adds up
   7. hints are three: where to look (a command), what the finding means, what to do. cause is one word for the closed list.
-  8. set is ci (no root, no namespace, a second or two), priv (needs something), hand (long). needs is '' or a key of NEEDS.
+  8. set is ci (no root, no namespace, a second or two), priv (needs something), hand (takes longer: with .ci/run --long). needs is
+     '' or a key of NEEDS.
   9. Run it: python3 drill.py run ID; with --keep its folder stays and is named.
 
 Times are seconds. Texts are for people: `page` is what a caller says besides the check's mail, `goal` what is to be reached,

@@ -249,7 +249,7 @@ SCENARIOS = (
     ),
     Scenario(
         id="D33", name="replace-import", title="A script wrote with INSERT OR REPLACE, past the triggers",
-        layer="schema", level=3, set="ci", needs="", founding="",
+        layer="schema", level=3, set="hand", needs="", founding="",
         page="cron mailed the nightly look at the database. The total is some higher than the warehouse says.",
         goal="The figures are those of the rows.",
         inject=replace_rows,

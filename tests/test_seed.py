@@ -564,6 +564,17 @@ def test_of_two_changes_within_one_second_a_merge_takes_that_of_the_later_databa
     assert cost != 7 and "0 stored, 0 updated" in seed(small, "--merge", other).stdout
 
 
+def test_a_merge_keeps_the_time_of_a_change_that_has_the_second_of_the_row_before(small):
+    with opened(small) as db:
+        db.execute("UPDATE shipments SET updated_at = '2026-01-02T03:04:05Z'")
+    other = copied(small, "kept.db", "UPDATE shipments SET cost = 7, updated_at = '2026-01-02T03:04:05Z' WHERE id = 1; "
+                   "UPDATE shipments SET updated_at = '2026-01-02T03:04:05Z' WHERE id = 1; "
+                   "UPDATE shipments SET updated_at = '2026-01-02T03:04:06Z' WHERE id = 3")
+    assert seed(small, "--merge", other).returncode == 0
+    with opened(small) as db:
+        assert db.execute("SELECT cost, updated_at FROM shipments WHERE id = 1").fetchone() == (7, "2026-01-02T03:04:05Z")
+
+
 def test_a_merge_from_a_newer_schema_takes_the_columns_of_this_one(small):
     other = copied(small, "kept.db", "ALTER TABLE shipments ADD COLUMN priority TEXT; PRAGMA user_version = 6")
     with opened(small) as db:
