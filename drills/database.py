@@ -69,7 +69,15 @@ time.sleep(3600)
 TO_WAL = """
 import sqlite3, sys, time
 db = sqlite3.connect(sys.argv[1], timeout=30, isolation_level=None)
-print(db.execute("PRAGMA journal_mode = WAL").fetchone()[0], flush=True)
+deadline = time.monotonic() + 10
+while True:
+    try:
+        print(db.execute("PRAGMA journal_mode = WAL").fetchone()[0], flush=True)
+        break
+    except sqlite3.OperationalError:    # the change of mode waits for no reader, whatever the timeout
+        if time.monotonic() > deadline:
+            raise
+        time.sleep(0.005)
 if len(sys.argv) > 2:
     time.sleep(3600)
 """
