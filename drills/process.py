@@ -58,12 +58,6 @@ def stop(box):
     return "pid %d is in state %s" % (pid, supervision.process_stat(pid).state)
 
 
-def spare_descriptor(pid):
-    """The lowest number that the process would give to the next file."""
-    used = {int(name) for name in os.listdir("/proc/%d/fd" % pid)}
-    return next(number for number in range(len(used) + 1) if number not in used)
-
-
 def take_descriptors(box):
     pid = box.pid()
     before = box.limit(pid, resource.RLIMIT_NOFILE, 3)

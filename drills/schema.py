@@ -3,7 +3,7 @@
 import os
 import shutil
 
-from drills.database import MERGE, NIGHTLY, RESTART, RESTORE, backup, keep_a_backup, kept, restore_alone, stop_the_writer
+from drills.database import NIGHTLY, RESTART, RESTORE, backup, keep_a_backup, kept, restore_alone, stop_the_writer
 from drills.scenario import Scenario, Trap, by_hand, check, cure, http, log, metric, never, same_instance, stays, tells
 
 NEXT_STEP = """-- 6: adds a priority, and the carriers as a table.

@@ -14,7 +14,7 @@ import pytest
 
 import health_check
 import trends
-from conftest import ROOT, Service, add_rows, make_database, turn_second
+from conftest import ROOT, Service, make_database, turn_second
 from test_check_outputs import lint, run
 from test_health_check import answer, fake, healthy, metrics  # noqa: F401 (fake is a fixture)
 from test_trends_history import NOON, disk_of, document, read, zone  # noqa: F401 (zone is a fixture)
